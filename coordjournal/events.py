@@ -146,8 +146,9 @@ class PagesMerged(_Event, frozen=True, tag="merge"):
     into: str
 
     def __post_init__(self) -> None:
-        if isinstance(self.sources, list):  # what a caller writes first; a struct is frozen throughout
-            msgspec.structs.force_setattr(self, "sources", tuple(self.sources))
+        sources: object = self.sources
+        if isinstance(sources, list):  # what a caller writes first; a struct is frozen throughout
+            msgspec.structs.force_setattr(self, "sources", tuple(sources))
 
     def check(self) -> None:
         if not isinstance(self.sources, tuple):
@@ -190,7 +191,7 @@ class OverlaySet(_Event, frozen=True, tag="overlay.set"):
 
     def check(self) -> None:
         super().check()
-        if not isinstance(self.media_type, str) or not isinstance(self.body, str):
+        if not all(isinstance(text, str) for text in (self.media_type, self.body)):
             raise InvalidEvent(f"{self.type}: media_type and body are text")
         if len(self.media_type) > MAX_MEDIA_TYPE_BYTES or not _MEDIA_TYPE.fullmatch(self.media_type):
             raise InvalidEvent(f"{self.type}: media_type {_shown(self.media_type)} is not like text/markdown")

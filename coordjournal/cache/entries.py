@@ -1,0 +1,190 @@
+"""Decoded entries in blocks, so that reading the log again does not cost git's objects again."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from coordjournal.cache import spans
+from coordjournal.entry import Appended, Entry, Head
+from coordjournal.store import Diverged, Store
+
+_KIND: Final = "entries"
+_BLOCK_ENTRIES: Final = 4096
+_BLOCK_BYTES: Final = 4 << 20
+_MIN_ENTRIES: Final = 512  # what the store reads in some 5 ms is not worth a file
+_NEAR: Final = 256  # nor is it worth a look into the directory
+
+_encode = msgspec.msgpack.Encoder().encode
+_DECODER = msgspec.msgpack.Decoder(list[Entry])
+
+
+class EntryCache:
+    """Reads the entries of one space, from the store where it must and from its blocks where it can."""
+
+    def __init__(self, directory: Path | None) -> None:
+        self._directory = directory
+        self._lock = threading.Lock()
+        self._waiting: list[bytes] = []  # encoded entries, contiguous, not yet in a block
+        self._waiting_bytes = 0
+        self._start = Head()  # the head after which the waiting ones come
+        self._end = Head()  # the newest head that was seen
+        self._idle = False  # whether a block from here would stand alone
+
+    def read(self, store: Store, space: str, head: Head, base: Head, upto: int | None = None) -> Iterator[Entry]:
+        """Yield the entries after `base`, up to seq `upto` or to `head`, in order.
+
+        `base` may lack its commit; `Diverged`, before the first entry, if it has one that is not the
+        log's.
+        """
+        end = head.seq if upto is None else min(upto, head.seq)
+        if self._directory is None or head.seq - base.seq <= _NEAR:
+            blocks: list[str] = []
+        else:
+            blocks = self._blocks(self._directory, store, space, head, base)
+        return self._stream(store, space, head, base, blocks, end)
+
+    def flush(self) -> None:
+        """Write what waits into a block, if it is enough to be worth one."""
+        with self._lock:
+            if self._directory is not None and len(self._waiting) >= _MIN_ENTRIES:
+                self._flush(self._directory)
+
+    def _stream(self, store: Store, space: str, head: Head, base: Head, blocks: list[str], end: int) -> Iterator[Entry]:
+        """Yield from `blocks`, then from the store; a block that turns out damaged ends the first part."""
+        if not blocks:
+            return self._from_store(store.read(space, head, base.seq, base.commit or None), base, end)
+        return self._from_blocks(store, space, head, base, blocks, end)
+
+    def _from_blocks(
+        self, store: Store, space: str, head: Head, base: Head, blocks: list[str], end: int
+    ) -> Iterator[Entry]:
+        assert self._directory is not None
+        for name in blocks:
+            entries = _load(self._directory, name)
+            if entries is None:
+                break
+            for entry in entries:
+                if entry.seq > base.seq:
+                    if entry.seq > end:
+                        return
+                    yield entry
+            last = entries[-1]
+            base = Head(last.seq, last.commit, last.term)
+            if base.seq >= end:
+                return
+        yield from self._from_store(store.read(space, head, base.seq, base.commit), base, end)
+
+    def _from_store(self, tail: Iterator[Appended], base: Head, end: int) -> Iterator[Entry]:
+        for appended in tail:
+            self.add(appended)
+            for entry in appended.entries:
+                if entry.seq > base.seq:
+                    if entry.seq > end:
+                        return
+                    yield entry
+        self.flush()
+
+    def _blocks(self, directory: Path, store: Store, space: str, head: Head, base: Head) -> list[str]:
+        """Return the names of the blocks that lead on from the one holding the entry after `base`.
+
+        They are believed because the log says the same: the last one's end is a commit of it, and each
+        begins after the commit at which the one before it ends.
+        """
+        chain = _chain(directory)
+        covering = [(span, name) for span, name in chain if span.head.seq > base.seq]
+        if not covering:
+            return []
+        first, last = covering[0][0], covering[-1][0]
+        try:
+            if last.head.seq <= head.seq:
+                store.read(space, head, last.head.seq, last.head.commit)
+            elif _commit_at(directory, covering, head.seq) != head.commit:
+                raise Diverged
+        except Diverged:
+            for _, name in chain:
+                spans.drop(directory, name)
+            return []
+        if base.commit:
+            known = first.parent if first.first == base.seq + 1 else _commit_at(directory, covering, base.seq)
+            if known is not None and known != base.commit:
+                raise Diverged
+        return [name for _, name in covering]
+
+    def add(self, appended: Appended) -> None:
+        """Remember an append that was published, for a block."""
+        if self._directory is None:
+            return
+        with self._lock:
+            if (appended.first, appended.parent) != (self._end.seq + 1, self._end.commit):
+                self._begin(self._directory, Head(appended.first - 1, appended.parent))
+            self._end = appended.head
+            if self._idle:
+                return
+            for entry in appended.entries:
+                data = _encode(entry)
+                self._waiting.append(data)
+                self._waiting_bytes += len(data)
+            if len(self._waiting) >= _BLOCK_ENTRIES or self._waiting_bytes >= _BLOCK_BYTES:
+                self._flush(self._directory)
+
+    def _begin(self, directory: Path, start: Head) -> None:
+        """Begin a block after `start`, unless it would stand alone: there is none that ends there."""
+        self._start = self._end = start
+        self._waiting, self._waiting_bytes = [], 0
+        self._idle = start.seq > 0 and all(last != start.seq for _, last, _ in spans.names(directory, _KIND))
+
+    def _flush(self, directory: Path) -> None:
+        payload = b"".join((b"\xdd", len(self._waiting).to_bytes(4, "big"), *self._waiting))  # msgpack: array 32
+        span = spans.Span(_KIND, self._start.seq + 1, self._end, self._start.commit, spans.digest(payload))
+        spans.save(directory, span, payload)
+        self._start = self._end
+        self._waiting, self._waiting_bytes = [], 0
+
+
+def _load(directory: Path, name: str) -> list[Entry] | None:
+    found = spans.load(directory, name)
+    if found is None:
+        return None
+    try:
+        return _DECODER.decode(found[1])
+    except msgspec.MsgspecError:
+        spans.drop(directory, name)
+        return None
+
+
+def _chain(directory: Path) -> list[tuple[spans.Span, str]]:
+    """Return the blocks that follow one another from entry 1, the longest at each place."""
+    at: dict[int, list[str]] = {}
+    for first, _, name in spans.names(directory, _KIND):
+        at.setdefault(first, []).append(name)
+    chain: list[tuple[spans.Span, str]] = []
+    end = Head()
+    while names := at.get(end.seq + 1):
+        for name in reversed(names):
+            opened = spans.open_span(directory, name)
+            if opened is None:
+                continue
+            span, file, _ = opened
+            os.close(file)
+            if span.parent == end.commit:
+                chain.append((span, name))
+                end = span.head
+                break
+        else:
+            break
+    return chain
+
+
+def _commit_at(directory: Path, blocks: list[tuple[spans.Span, str]], seq: int) -> str | None:
+    """Return the commit of entry `seq`, None if no block can tell."""
+    for span, name in blocks:
+        if span.first <= seq <= span.head.seq:
+            entries = _load(directory, name)
+            return entries[seq - span.first].commit if entries else None
+    return None

@@ -1,0 +1,305 @@
+"""The decision log: what a program holds in its hands."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from coordjournal.authority.embedded import EmbeddedAuthority
+from coordjournal.cache import SpaceCache
+from coordjournal.entry import Append, Entry, Head, Receipt, check_space, format_time
+from coordjournal.errors import Closed, ForkedProcess, InvalidEvent, NotFound, Unavailable, Undecided
+from coordjournal.events import Event
+from coordjournal.replica import Replica
+from coordjournal.state import CoordinationState
+from coordjournal.store import Store
+from coordjournal.store.memory import MemoryStore
+
+DEFAULT_TIMEOUT: Final = 10.0
+"""Seconds for which an append waits for its receipt, unless told otherwise."""
+
+_CLOSE_SECONDS: Final = 10.0
+_REPLICAS: Final = 128
+_WAIT_SECONDS: Final = 1.0
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class DecisionLog:
+    """The decisions of many spaces: append, read, fold, subscribe. Blocking, safe in many threads.
+
+    Nothing is read or written before the block is entered or the first method is called. An object
+    that was used before a fork raises `ForkedProcess` in the child; one that was not works there.
+    Every method that takes a space raises `InvalidName` if it is none, and `Closed` after `close`.
+    """
+
+    def __init__(
+        self,
+        store: Callable[[], Store],
+        *,
+        where: str,
+        actor: str | None = None,
+        cache: Callable[[], Path | None] = lambda: None,
+        clock: Callable[[], datetime] = _utc_now,
+        random: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        """Prefer `open` and `in_memory`; this takes the parts apart for tests."""
+        self._make_store = store
+        self._cache_root = cache
+        self._where = where
+        self._actor = actor
+        self._clock = clock
+        self._random = random
+        self._lock = threading.Lock()
+        self._pid = 0
+        self._closed = False
+        self._parts: tuple[Store, EmbeddedAuthority] | None = None
+        self._replicas: dict[str, Replica] = {}
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, actor: str | None = None, node: str | None = None) -> DecisionLog:
+        """Return the log in the bare git repository at `path`, which the first append makes.
+
+        Any number of processes on this host may have it open. `actor` is who decides where an append
+        does not say (`user@host` unless given), `node` is this host's name in commits.
+        """
+        if sys.platform not in ("linux", "darwin"):
+            raise Unavailable(f"coordjournal runs on Linux and macOS, not on {sys.platform}: it needs flock(2)")
+        from coordjournal.store.git import GitStore
+
+        where = Path(path)
+
+        def store() -> Store:
+            return GitStore(where, node=node or socket.gethostname(), clock=_utc_now, random=os.urandom)
+
+        def cache() -> Path | None:
+            own = where / "coordjournal"
+            return own / "cache" if own.is_dir() and os.access(own, os.W_OK) else None
+
+        return cls(store, where=str(where), actor=actor, cache=cache)
+
+    @classmethod
+    def in_memory(cls, *, actor: str | None = None) -> DecisionLog:
+        """Return an empty log in this process's memory, with the same interface and the same judgement."""
+        return cls(MemoryStore, where="memory", actor=actor)
+
+    def append(
+        self,
+        space: str,
+        events: Event | Sequence[Event],
+        *,
+        actor: str | None = None,
+        key: str | None = None,
+        expect: int | None = None,
+        timeout: float | None = DEFAULT_TIMEOUT,
+        at: str | None = None,
+    ) -> Receipt:
+        """Append one event, or several as one atomic batch, and return the receipt when it is durable.
+
+        `key` makes a retry safe: the same key never appends twice (made up if not given). `expect` is
+        the seq that the head must have. `timeout` is in seconds, None for ever. `at` is when it was
+        decided, `YYYY-MM-DDTHH:MM:SS.ffffffZ`, now if not given.
+
+        Raises a `Rejected` or `Conflict` if the journal refuses it, `Unavailable` if it certainly was
+        not appended, `Undecided` if that is not known (try the same key again), `OperatorNeeded`.
+        """
+        future = self.submit(space, events, actor=actor, key=key, expect=expect, at=at)
+        try:
+            return future.result(timeout)
+        except FutureTimeoutError:
+            if future.done():
+                return future.result()
+            if future.cancel():
+                raise Unavailable(f"no append to space {space} was possible within {timeout} s; try again") from None
+            raise Undecided(
+                f"the append to space {space} was not decided within {timeout} s; try the same key again"
+            ) from None
+        except CancelledError:
+            raise Closed("the log was closed before the append was taken on") from None
+
+    def submit(
+        self,
+        space: str,
+        events: Event | Sequence[Event],
+        *,
+        actor: str | None = None,
+        key: str | None = None,
+        expect: int | None = None,
+        at: str | None = None,
+    ) -> Future[Receipt]:
+        """Begin an append and return at once; the arguments are `append`'s.
+
+        Appends that one thread submits to a space are decided in that order. Cancelling the future
+        works until the append is being judged, and means that it is not applied.
+        """
+        check_space(space)
+        _, authority = self._open()
+        batch = tuple(events) if isinstance(events, Sequence) else (events,)
+        asked = Append(
+            batch,
+            self._random(16).hex() if key is None else key,
+            self.default_actor() if actor is None else actor,
+            format_time(self._clock()) if at is None else at,
+            expect,
+        )
+        return authority.submit(space, asked)
+
+    def default_actor(self) -> str:
+        """Return who decides where an append does not say."""
+        if self._actor is None:
+            self._actor = f"{_account()}@{socket.gethostname()}"
+        return self._actor
+
+    def head(self, space: str) -> Head:
+        """Return the head of `space`; its seq is 0 where nothing was decided. `NotFound` without a repository."""
+        check_space(space)
+        _, authority = self._open()
+        return authority.head(space)
+
+    def spaces(self) -> list[str]:
+        """Return the names of all spaces in which something was decided, sorted."""
+        store, _ = self._open()
+        return store.spaces()
+
+    def events(self, space: str, *, after: int = 0, upto: int | None = None) -> Iterator[Entry]:
+        """Return the entries with `after` < seq ≤ `upto` (the head if not given), in order, streamed.
+
+        All belong to the one head that the space had at the call. Raises `NotFound` if `upto` is past
+        it, `Corrupt` and `UnknownEvent` with the seq at which the log cannot be read on.
+        """
+        head = self.head(space)
+        _check_seq("after", after)
+        if upto is not None:
+            _check_upto(space, upto, head)
+        if after >= (head.seq if upto is None else upto):
+            return iter(())
+        store, _ = self._open()
+        return self._cache(space).entries.read(store, space, head, Head(after), upto)
+
+    def subscribe(self, space: str, *, after: int = 0) -> Iterator[Entry]:
+        """Yield the entries after seq `after`: those there are, then each that comes, until the log is closed."""
+        _check_seq("after", after)
+        self.head(space)
+        return self._follow(space, after)
+
+    def _follow(self, space: str, after: int) -> Iterator[Entry]:
+        while True:
+            try:
+                head = self.head(space)
+                for entry in self.events(space, after=after, upto=head.seq) if head.seq > after else ():
+                    after = entry.seq
+                    yield entry
+                self._open()[1].wait(space, head, _WAIT_SECONDS)
+            except Closed:
+                return
+
+    def state(self, space: str, *, upto: int | None = None) -> CoordinationState:
+        """Return what is true at the head, or was as of entry `upto`; `NotFound` if that is past the head.
+
+        The state never changes; asking again after one more append costs that append. Raises `Corrupt`
+        and `UnknownEvent` with the seq at which the log cannot be folded on.
+        """
+        head = self.head(space)
+        replica = self._replica(space)
+        if upto is not None:
+            _check_upto(space, upto, head)
+            if upto != head.seq:
+                return replica.state_upto(upto, head)
+        state = replica.at(head)
+        if state.seq > head.seq:  # another thread appended meanwhile, or the branch was set back
+            head = self.head(space)
+            if state.seq > head.seq:
+                state = replica.exactly_at(head)
+        return state
+
+    def close(self) -> None:
+        """Decide what was submitted, then let go of everything; whatever follows raises `Closed`."""
+        with self._lock:
+            self._closed = True
+            parts, self._parts = self._parts, None
+            replicas, self._replicas = list(self._replicas.values()), {}
+        if parts is None or self._pid != os.getpid():
+            return
+        store, authority = parts
+        authority.close(_CLOSE_SECONDS)
+        for replica in replicas:
+            replica.close()
+        store.close()
+
+    def __enter__(self) -> Self:
+        self._open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<DecisionLog {self._where}{' closed' if self._closed else ''}>"
+
+    def _open(self) -> tuple[Store, EmbeddedAuthority]:
+        parts = self._parts
+        if parts is None or self._pid != os.getpid():
+            with self._lock:
+                if self._closed:
+                    raise Closed("the log was closed; open another one")
+                if self._parts is None:
+                    store = self._make_store()
+                    self._parts = store, EmbeddedAuthority(store, self._replica)
+                    self._pid = os.getpid()
+                elif self._pid != os.getpid():
+                    raise ForkedProcess(
+                        f"{self!r} was used in process {self._pid} before it forked; open another one in the child"
+                    )
+                parts = self._parts
+        return parts
+
+    def _replica(self, space: str) -> Replica:
+        with self._lock:
+            replica = self._replicas.pop(space, None)
+            if replica is None:
+                assert self._parts is not None
+                replica = Replica(space, self._parts[0], self._space_cache(space))
+                while len(self._replicas) >= _REPLICAS:  # dicts keep their order: the least recently used one
+                    self._replicas.pop(next(iter(self._replicas)))
+            self._replicas[space] = replica
+            return replica
+
+    def _space_cache(self, space: str) -> SpaceCache:
+        root = self._cache_root()
+        return SpaceCache(None if root is None else root / space)
+
+    def _cache(self, space: str) -> SpaceCache:
+        return self._replica(space).cache
+
+
+def _check_seq(what: str, seq: object) -> None:
+    if type(seq) is not int or seq < 0:
+        raise InvalidEvent(f"{what}: a seq is a whole number from 0 on, not {seq!r}")
+
+
+def _check_upto(space: str, upto: int, head: Head) -> None:
+    _check_seq("upto", upto)
+    if upto > head.seq:
+        raise NotFound(f"space {space} has no entry {upto} yet; its head is {head.seq}")
+
+
+def _account() -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container's user without a name
+        return f"uid-{os.getuid()}"

@@ -1,0 +1,108 @@
+"""What one process knows of one space: its state and the index of its keys, at one published head.
+
+Everything here follows from the log and can be thrown away; the cache shortens the way.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from coordjournal.cache import SpaceCache
+from coordjournal.entry import Appended, Entry, Head
+from coordjournal.state import EMPTY, CoordinationState, StateDraft
+from coordjournal.store import Diverged, Store
+
+
+class Replica:
+    """The folded log of one space. It only ever stands at heads that were published.
+
+    Any thread may read; `find`, `accept` and `settle` belong to the one that may append to the space.
+    """
+
+    def __init__(self, space: str, store: Store, cache: SpaceCache) -> None:
+        self._space = space
+        self._store = store
+        self.cache = cache
+        self._lock = threading.Lock()
+        self.head = Head()
+        self.state: CoordinationState = EMPTY
+
+    def at(self, head: Head) -> CoordinationState:
+        """Return the state at `head`, or at a later one that was reached meanwhile.
+
+        Costs what was appended since the last call. Raises `Corrupt` and `UnknownEvent` with the seq.
+        """
+        with self._lock:
+            if head.seq > self.head.seq:
+                self._catch_up(head)
+            return self.state
+
+    def exactly_at(self, head: Head) -> CoordinationState:
+        """Return the state at `head`, the log's newest one, whatever was believed before."""
+        with self._lock:
+            if head != self.head:
+                self._catch_up(head)
+            return self.state
+
+    def find(self, key: str, head: Head) -> Appended | None:
+        """Return the append up to `head`, the log's newest, that used `key`."""
+        for _ in range(2):
+            commit = self.cache.keys.find(self._store, self._space, head, key)
+            if commit is None:
+                return None
+            appended = self._store.load(self._space, commit)
+            if appended.key == key:
+                return appended
+            self.cache.keys.distrust()
+        return None
+
+    def accept(self, written: Sequence[Appended], state: CoordinationState) -> None:
+        """Go on to what was just published on top of the newest head, and to the state it gives."""
+        with self._lock:
+            for appended in written:
+                self.cache.keys.add(appended)
+                self.cache.entries.add(appended)
+            self.head, self.state = written[-1].head, state
+
+    def settle(self) -> None:
+        """Write to the cache what is worth it; for the one that holds the space's authority."""
+        self.cache.keys.settle()
+        self.cache.states.keep(self.head, self.state)
+
+    def close(self) -> None:
+        """Write to the cache what is worth it, and close its files."""
+        with self._lock:
+            self.cache.entries.flush()
+            self.cache.states.keep(self.head, self.state)
+            self.cache.keys.close()
+
+    def state_upto(self, seq: int, head: Head) -> CoordinationState:
+        """Return the state as of entry `seq`, which is not past `head`; costs a fold up to there."""
+        base, state = self.cache.states.newest(upto=seq)
+        try:
+            return self._fold(head, base, state, upto=seq)[1]
+        except Diverged:
+            return self._fold(head, Head(), EMPTY, upto=seq)[1]
+
+    def _catch_up(self, head: Head) -> None:
+        starts = [(self.head, self.state)] if self.head.seq <= head.seq else []
+        if not self.head.seq:
+            starts.insert(0, self.cache.states.newest(upto=head.seq))
+        for base, state in (*starts, (Head(), EMPTY)):
+            try:
+                self.head, self.state = self._fold(head, base, state)
+                break
+            except Diverged:
+                continue
+        self.cache.states.keep(self.head, self.state)
+
+    def _fold(
+        self, head: Head, base: Head, state: CoordinationState, upto: int | None = None
+    ) -> tuple[Head, CoordinationState]:
+        draft = StateDraft(state)
+        last: Entry | None = None
+        for entry in self.cache.entries.read(self._store, self._space, head, base, upto):
+            draft.apply(entry)
+            last = entry
+        return (Head(last.seq, last.commit, last.term) if last else base), draft.freeze()

@@ -1,0 +1,75 @@
+"""Where the log lies: the port. `memory` and `git` stand behind it, and both pass one contract test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple, Protocol
+
+from coordjournal.entry import Append, Appended, Head
+
+
+class HeadMoved(Exception):
+    """The branch is not where it was read: another append, or plain git, moved it. Read again."""
+
+
+class Diverged(Exception):
+    """What was read before is not part of the log that the head ends: begin from its start."""
+
+
+class Ready(NamedTuple):
+    """An append that was judged and accepted: the seq of its first entry, its canonical bytes."""
+
+    append: Append
+    first: int
+    data: bytes
+
+
+class Store(Protocol):
+    """The log of many spaces. A space is a chain of appends that ends in its branch's head.
+
+    Every method but `close` raises `NotFound` while there is no repository (`claim` makes it) and
+    `UnknownFormat` if it is not of the one format; reading raises `Corrupt` and `UnknownEvent` with
+    the place. Safe in many threads.
+    """
+
+    def claim(self, authority: str) -> None:
+        """Make sure that appends may go through `authority`; make the repository if there is none.
+
+        Raises `WrongAuthority` if they go through another one, `ForeignRepository` if the repository
+        is no journal's own, as a mirror clone is not.
+        """
+
+    def exclusive(self, space: str) -> AbstractContextManager[None]:
+        """Let one writer of the space in at a time, on this host; the next one waits."""
+
+    def spaces(self) -> list[str]:
+        """Return the names of all spaces, sorted."""
+
+    def head(self, space: str) -> Head:
+        """Return the head that the branch shows; `Head()` if there is no branch."""
+
+    def read(self, space: str, head: Head, after: int = 0, base: str | None = None) -> Iterator[Appended]:
+        """Return the appends up to `head` whose last seq is greater than `after`, in order, streamed.
+
+        Raises `Diverged`, at the call, if `base` is given and is not the commit of entry `after`.
+        """
+
+    def load(self, space: str, commit: str) -> Appended:
+        """Return the one append that `commit` is."""
+
+    def write(self, space: str, head: Head, group: Sequence[Ready], term: int) -> list[Appended]:
+        """Make the group durable on top of `head`, one commit an append; nobody sees it yet.
+
+        Raises `Unavailable` if the disk does not take it.
+        """
+
+    def advance(self, space: str, old: Head, new: Head) -> None:
+        """Move the branch from `old` to `new`, durably.
+
+        Raises `HeadMoved` if it is not at `old`, `Unavailable` if it certainly stayed there,
+        `Undecided` if that is not known.
+        """
+
+    def close(self) -> None:
+        """Let go of all files; the store may be used again."""

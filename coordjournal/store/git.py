@@ -1,0 +1,379 @@
+"""The log in git: one bare repository, a branch a space, a commit an append.
+
+`docs/git-format.md` describes what is stored; `docs/architecture.md` what may happen between two steps.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import pygit2
+
+from coordjournal.entry import Appended, Entry, Head, decode_entries, format_time
+from coordjournal.errors import (
+    Corrupt,
+    ForeignRepository,
+    Unavailable,
+    UnknownFormat,
+    WrongAuthority,
+)
+from coordjournal.store import Diverged, HeadMoved, Ready, compaction, message, pack, refs, tree
+from coordjournal.store.files import file_system, is_network, locked
+from coordjournal.store.repository import Owner, Repository
+
+FORMAT: Final = 1
+"""The version of the git format; stands in every `space.json`."""
+
+_BRANCH = re.compile(r"refs/heads/([a-z0-9][a-z0-9-]{0,62})")
+_CHUNK: Final = 512  # appends read at a time
+_LOOK_EVERY: Final = 32  # groups between two looks at the number of packs
+_SPINES: Final = 64
+
+logger = logging.getLogger(__name__)
+
+
+class SpaceAbout(msgspec.Struct, frozen=True):
+    """What `space.json` says: the git format's version, the space's name and random id, when it was made."""
+
+    format: int
+    name: str
+    id: str
+    made: str
+
+
+class GitStore:
+    """A `Store` in a bare git repository at `path`.
+
+    `node` names this host in commits, `clock` gives their committer date, `random` their identities.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        node: str,
+        clock: Callable[[], datetime],
+        random: Callable[[int], bytes],
+    ) -> None:
+        self.repository = Repository(path)
+        self._node = message.clean_node(node)
+        self._clock = clock
+        self._random = random
+        self._lock = threading.Lock()
+        self._heads: dict[str, Head] = {}
+        self._about: dict[str, SpaceAbout] = {}
+        self._spines: dict[str, tuple[str, tree.Spine]] = {}
+        self._groups = 0
+        self._compactor: threading.Thread | None = None
+
+    def claim(self, authority: str) -> None:
+        if not self.repository.exists():
+            self.repository.create(Owner(authority, self._random(16).hex()))
+        owner, path = self.repository.owner(), str(self.repository.path)
+        if owner is None:
+            raise ForeignRepository(
+                "this is a mirror clone, or a repository of something else: nothing is appended here",
+                path,
+                "append to the original, or run `coordjournal adopt` to make this one a journal of its own",
+            )
+        if owner.authority != authority:
+            raise WrongAuthority(
+                f"appends go through the authority {owner.authority!r} here, not through {authority!r}",
+                path,
+                f"open it with the {owner.authority!r} authority",
+            )
+        if authority == "embedded" and is_network(kind := file_system(self.repository.path)):
+            raise WrongAuthority(
+                f"the repository is on a network file system ({kind}), whose locks do not keep hosts apart",
+                path,
+                "move it to a disk of this host",
+            )
+
+    @contextmanager
+    def exclusive(self, space: str) -> Iterator[None]:
+        try:
+            lock: AbstractContextManager[bool] = locked(self.repository.lock_path(space))
+            lock.__enter__()
+        except OSError as error:
+            raise Unavailable(f"the lock of space {space} cannot be taken: {error}") from error
+        try:
+            yield
+        finally:
+            lock.__exit__(None, None, None)
+
+    def spaces(self) -> list[str]:
+        names = self.repository.use(lambda handle: list(handle.references))
+        branches = (match[1] for name in names if (match := _BRANCH.fullmatch(name)))
+        return sorted(space for space in branches if self._is_space(space))
+
+    def _is_space(self, space: str) -> bool:
+        """Whether the branch is one of ours: a branch of something else is no space, but no fault either."""
+        commit = self._branch(space)
+        if not commit:
+            return False
+        raw, kind = self.repository.use(lambda handle: _read(handle, commit))
+        try:
+            message.parse(raw, commit)
+        except Corrupt:
+            return False
+        return kind == pack.COMMIT
+
+    def head(self, space: str) -> Head:
+        commit = self._branch(space)
+        if not commit:
+            return Head()
+        known = self._heads.get(space)
+        if known is not None and known.commit == commit:
+            return known
+        info = self._info(commit)
+        self._check_about(space, info.tree)
+        head = Head(info.seq, commit, info.term)
+        self._heads[space] = head
+        return head
+
+    def _branch(self, space: str) -> str:
+        """Return the commit that the branch shows, wherever git keeps it; empty if there is none."""
+        try:
+            text = (self.repository.path / "refs" / "heads" / space).read_bytes()
+            if len(text) == 41:
+                return text[:40].decode("ascii")
+        except (OSError, UnicodeDecodeError):
+            pass  # packed, or not there, or damaged: git knows
+        self.repository.owner()  # NotFound and UnknownFormat come before anything that git would say
+        try:
+            return self.repository.use(lambda handle: _target(handle, space))
+        except (pygit2.GitError, ValueError) as error:
+            raise Corrupt(f"the branch of space {space} is damaged: {error}", str(self.repository.path)) from error
+
+    def _check_about(self, space: str, root: str) -> None:
+        if space in self._about:
+            return
+        raw = self.repository.use(lambda handle: _about(handle, bytes.fromhex(root)))
+        try:
+            about = msgspec.json.decode(raw, type=SpaceAbout)
+        except msgspec.MsgspecError as error:
+            raise Corrupt(f"space.json is not well formed: {error}", f"space {space}") from error
+        if about.format != FORMAT:
+            raise UnknownFormat(
+                f"space {space} is of format {about.format}, this version knows {FORMAT}",
+                str(self.repository.path),
+                "run a newer version of coordjournal",
+            )
+        if about.name != space:
+            raise Corrupt(f"the branch {space} holds the log of space {about.name}", str(self.repository.path))
+        self._about[space] = about
+
+    def _info(self, commit: str) -> message.CommitInfo:
+        raw, kind = self.repository.use(lambda handle: _read(handle, commit))
+        if kind != pack.COMMIT:
+            raise Corrupt("the branch does not point to a commit", f"object {commit}")
+        return message.parse(raw, commit)
+
+    def read(self, space: str, head: Head, after: int = 0, base: str | None = None) -> Iterator[Appended]:  # noqa: ARG002  # git's commits are known by id alone
+        trail = self.repository.use(lambda handle: _walk_back(handle, head, after))
+        if base is not None and (trail.start, trail.start_seq) != (base, after):
+            raise Diverged
+        return self._stream(trail)
+
+    def _stream(self, trail: _Trail) -> Iterator[Appended]:
+        """Yield the appends of a trail: its commits backwards beside the files of its tree forwards."""
+        count = len(trail.firsts)
+        parent = trail.start
+        for end in range(count, 0, -_CHUNK):
+            start = max(0, end - _CHUNK)
+            first = trail.firsts[end - 1]
+            blobs = self.repository.use(lambda handle, f=first, n=end - start: _blobs(handle, trail.tree, f, n))  # type: ignore[misc]
+            for (file_first, data), at in zip(blobs, range(end - 1, start - 1, -1), strict=True):
+                commit = trail.commits[20 * at : 20 * at + 20].hex()
+                if file_first != trail.firsts[at]:
+                    raise Corrupt(
+                        f"the commit of entry {trail.firsts[at]} stands where the tree has entry {file_first}",
+                        f"commit {commit}",
+                        seq=trail.firsts[at],
+                    )
+                entries = decode_entries(data, file_first, commit, trail.terms[at])
+                expected = trail.firsts[at - 1] - 1 if at else trail.seq
+                if entries[-1].seq != expected:
+                    raise Corrupt(
+                        f"the file of entry {file_first} ends at {entries[-1].seq}, its commit at {expected}",
+                        f"commit {commit}",
+                        seq=file_first,
+                    )
+                yield Appended(commit, parent, trail.terms[at], entries)
+                parent = commit
+
+    def load(self, space: str, commit: str) -> Appended:  # noqa: ARG002  # likewise
+        info = self._info(commit)
+        ((first, data),) = self.repository.use(lambda handle: _blobs(handle, bytes.fromhex(info.tree), info.first, 1))
+        entries = decode_entries(data, info.first, commit, info.term)
+        if first != info.first or entries[-1].seq != info.seq or entries[0].key != info.key:
+            raise Corrupt(f"commit and file of entry {info.first} differ", f"commit {commit}", seq=info.first)
+        return Appended(commit, info.parent, info.term, entries)
+
+    def write(self, space: str, head: Head, group: Sequence[Ready], term: int) -> list[Appended]:
+        made = self._clock()
+        objects: list[pack.PackObject] = []
+        spine = self._spine(space, head, made, objects)
+        parent, written = head.commit, []
+        for append, first, data in group:
+            last = first + len(append.events) - 1
+            blob = tree.object_id(b"blob", data)
+            objects.append(pack.PackObject(pack.BLOB, blob, data))
+            trees = spine.add(first, blob)
+            objects.extend(pack.PackObject(pack.TREE, oid, raw) for oid, raw in trees)
+            root = trees[-1][0].hex()
+            info = message.CommitInfo(root, parent, first, last, append.key, term, self._node)
+            raw = message.encode(info, append, made)
+            oid = tree.object_id(b"commit", raw)
+            objects.append(pack.PackObject(pack.COMMIT, oid, raw))
+            commit = oid.hex()
+            entries = tuple(
+                Entry(seq, append.key, append.at, append.actor, event, commit, term)
+                for seq, event in enumerate(append.events, first)
+            )
+            written.append(Appended(commit, parent, term, entries))
+            parent = commit
+        try:
+            pack.install(objects, self.repository.packs, self.repository.drafts())
+        except OSError as error:
+            raise Unavailable(f"the disk does not take the append: {error}") from error
+        with self._lock:
+            if len(self._spines) >= _SPINES:
+                self._spines.clear()
+            self._spines[space] = (parent, spine)
+        return written
+
+    def _spine(self, space: str, head: Head, made: datetime, objects: list[pack.PackObject]) -> tree.Spine:
+        """Return the trees to add to; a new space's `space.json` is added to `objects`."""
+        with self._lock:
+            commit, spine = self._spines.get(space, ("", None))
+        if spine is not None and commit == head.commit:
+            return spine.copy()
+        if head.commit:
+            root = bytes.fromhex(self._info(head.commit).tree)
+            return self.repository.use(lambda handle: tree.Spine.load(root, _tree_reader(handle)))
+        about = SpaceAbout(FORMAT, space, self._random(16).hex(), format_time(made))
+        raw = msgspec.json.encode(about) + b"\n"
+        blob = tree.object_id(b"blob", raw)
+        objects.append(pack.PackObject(pack.BLOB, blob, raw))
+        return tree.Spine(blob)
+
+    def advance(self, space: str, old: Head, new: Head) -> None:
+        ref = self.repository.path / "refs" / "heads" / space
+        draft = self.repository.drafts() / f"ref-{space}"
+        try:
+            refs.swap(ref, draft, lambda: self._branch(space), old.commit, new.commit)
+        except HeadMoved:
+            with self._lock:
+                self._spines.pop(space, None)
+            raise
+        self._heads[space] = new
+        self._groups += 1
+        if self._groups % _LOOK_EVERY == 0:
+            self._compact_soon()
+
+    def _compact_soon(self) -> None:
+        if self._compactor is not None and self._compactor.is_alive():
+            return
+        self._compactor = threading.Thread(target=self._compact, name="coordjournal-compaction", daemon=True)
+        self._compactor.start()
+
+    def _compact(self) -> None:
+        try:
+            compaction.compact_if_due(self.repository)
+        except Exception:
+            logger.exception("compaction of %s failed; nothing is lost, it is tried again", self.repository.path)
+
+    def close(self) -> None:
+        if self._compactor is not None:
+            self._compactor.join(timeout=10.0)
+        self.repository.close()
+
+
+class _Trail:
+    """The commits of a stretch of the log, newest first, in 32 bytes each.
+
+    `start` is the commit before them, `start_seq` its last seq; `seq` is the last one's, `tree` its root.
+    """
+
+    def __init__(self, seq: int) -> None:
+        self.seq = seq
+        self.tree = b""
+        self.commits = bytearray()
+        self.firsts = array("I")
+        self.terms = array("Q")
+        self.start = ""
+        self.start_seq = 0
+
+
+def _walk_back(handle: pygit2.Repository, head: Head, after: int) -> _Trail:
+    trail = _Trail(head.seq)
+    commit, seq = head.commit, head.seq
+    while seq > after:
+        if not commit:
+            raise Corrupt(f"the log begins at entry {seq + 1}, not at 1", seq=seq)
+        raw, kind = _read(handle, commit)
+        if kind != pack.COMMIT:
+            raise Corrupt("an object of the log is no commit", f"object {commit}", seq=seq)
+        info = message.parse(raw, commit)
+        if info.seq != seq or info.first > info.seq:
+            raise Corrupt(f"a commit says it ends at entry {info.seq}, not at {seq}", f"commit {commit}", seq=seq)
+        if not trail.firsts:
+            trail.tree = bytes.fromhex(info.tree)
+        trail.commits += bytes.fromhex(commit)
+        trail.firsts.append(info.first)
+        trail.terms.append(info.term)
+        commit, seq = info.parent, info.first - 1
+    if not seq and commit:
+        raise Corrupt("the commit of entry 1 has a parent", f"commit {commit}", seq=1)
+    trail.start, trail.start_seq = commit, seq
+    return trail
+
+
+def _blobs(handle: pygit2.Repository, root: bytes, first: int, count: int) -> list[tuple[int, bytes]]:
+    """Return (first seq, content) of `count` files of the tree `root`, from the one of seq `first` on."""
+    found: list[tuple[int, bytes]] = []
+    for file_first, oid in tree.files(root, first, _tree_reader(handle)):
+        raw, kind = _read(handle, oid.hex())
+        if kind != pack.BLOB:
+            raise Corrupt(f"the file of entry {file_first} is no blob", f"object {oid.hex()}", seq=file_first)
+        found.append((file_first, raw))
+        if len(found) == count:
+            return found
+    raise Corrupt(f"the tree has no file for what follows entry {found[-1][0] if found else first}", seq=first)
+
+
+def _read(handle: pygit2.Repository, commit: str) -> tuple[bytes, int]:
+    kind, raw = handle.read(commit)
+    return raw, kind
+
+
+def _tree_reader(handle: pygit2.Repository) -> tree.ReadTree:
+    def read(oid: bytes) -> bytes:
+        raw, kind = _read(handle, oid.hex())
+        if kind != pack.TREE:
+            raise Corrupt("an object of the log is no tree", f"object {oid.hex()}")
+        return raw
+
+    return read
+
+
+def _target(handle: pygit2.Repository, space: str) -> str:
+    ref = handle.references.get(f"refs/heads/{space}")
+    return "" if ref is None else str(ref.target)
+
+
+def _about(handle: pygit2.Repository, root: bytes) -> bytes:
+    oid = tree.child(_tree_reader(handle)(root), tree.BLOB, b"space.json")
+    if oid is None:
+        raise Corrupt("the root tree lacks space.json", f"tree {root.hex()}")
+    return _read(handle, oid.hex())[0]

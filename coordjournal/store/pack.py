@@ -1,0 +1,156 @@
+"""Packs: a group's objects as one small pack with its index, made durable before anyone sees it.
+
+Format: gitformat-pack(5), version 2 of both files. Objects are stored uncompressed (the trees are
+mostly hash bytes; compaction deltas them), so that writing one costs a hash and a copy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import zlib
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from coordjournal.store.files import sync_directory, write_synced
+
+COMMIT, TREE, BLOB = 1, 2, 3
+KEEP: Final = b"coordjournal\n"
+"""What our `.keep` files say: git and others leave the pack alone, our own compaction may replace it."""
+
+_COMPRESS_BYTES: Final = 1 << 16  # above a stored block's limit compression is worth its time
+_IDX_MAGIC: Final = b"\xfftOc\x00\x00\x00\x02"
+_PACK_NAME = re.compile(r"pack-[0-9a-f]{40}")
+
+
+class PackObject(NamedTuple):
+    """An object for a pack: its kind (`COMMIT`, `TREE`, `BLOB`), 20-byte id, raw content."""
+
+    kind: int
+    oid: bytes
+    raw: bytes
+
+
+def build(objects: list[PackObject]) -> tuple[str, bytes, bytes]:
+    """Return the name, the pack and the index of a pack of `objects`, whose ids are distinct."""
+    parts = [b"PACK\0\0\0\x02" + len(objects).to_bytes(4, "big")]
+    offset = len(parts[0])
+    rows = []
+    for kind, oid, raw in objects:
+        part = _object_header(kind, len(raw)) + _deflated(raw)
+        rows.append((oid, zlib.crc32(part), offset))
+        parts.append(part)
+        offset += len(part)
+    body = b"".join(parts)
+    checksum = hashlib.sha1(body, usedforsecurity=False).digest()
+    return f"pack-{checksum.hex()}", body + checksum, _index(rows, checksum)
+
+
+def _object_header(kind: int, size: int) -> bytes:
+    byte = kind << 4 | size & 15
+    size >>= 4
+    header = bytearray()
+    while size:
+        header.append(byte | 0x80)
+        byte = size & 0x7F
+        size >>= 7
+    header.append(byte)
+    return bytes(header)
+
+
+def _deflated(raw: bytes) -> bytes:
+    """Return `raw` as a zlib stream (RFC 1950) of one stored block, compressed only where it is large."""
+    size = len(raw)
+    if size >= _COMPRESS_BYTES:
+        return zlib.compress(raw, 1)
+    return b"".join(
+        (
+            b"\x78\x01\x01",
+            size.to_bytes(2, "little"),
+            (size ^ 0xFFFF).to_bytes(2, "little"),
+            raw,
+            zlib.adler32(raw).to_bytes(4, "big"),
+        )
+    )
+
+
+def _index(rows: list[tuple[bytes, int, int]], checksum: bytes) -> bytes:
+    rows.sort()
+    counts = [0] * 256
+    for oid, _, _ in rows:
+        counts[oid[0]] += 1
+    total, fanout = 0, []
+    for count in counts:
+        total += count
+        fanout.append(total.to_bytes(4, "big"))
+    body = b"".join(
+        (
+            _IDX_MAGIC,
+            *fanout,
+            *(oid for oid, _, _ in rows),
+            *(crc.to_bytes(4, "big") for _, crc, _ in rows),
+            *(offset.to_bytes(4, "big") for _, _, offset in rows),
+            checksum,
+        )
+    )
+    return body + hashlib.sha1(body, usedforsecurity=False).digest()
+
+
+def install(objects: list[PackObject], packs: Path, drafts: Path) -> None:
+    """Write a pack of `objects` into the directory `packs`, durably; `drafts` is on the same disk.
+
+    A crash between two steps leaves a draft, or a pack without index, which git does not look at.
+    """
+    name, pack, index = build(objects)
+    draft = drafts / f"{name}-{os.getpid()}-{os.urandom(4).hex()}"
+    pack_draft, index_draft = draft.with_suffix(".pack"), draft.with_suffix(".idx")
+    try:
+        write_synced(pack_draft, pack, 0o444)
+        write_synced(index_draft, index, 0o444)
+        move_in(pack_draft, index_draft, packs, name)
+    except OSError:
+        pack_draft.unlink(missing_ok=True)
+        index_draft.unlink(missing_ok=True)
+        raise
+
+
+def move_in(pack: Path, index: Path, packs: Path, name: str) -> None:
+    """Move a durable pack and its index into the directory `packs`: kept, and the index last."""
+    (packs / f"{name}.keep").write_bytes(KEEP)
+    os.rename(pack, packs / f"{name}.pack")  # noqa: PTH104  # as its name says, on one disk
+    os.rename(index, packs / f"{name}.idx")  # noqa: PTH104
+    sync_directory(packs)
+
+
+def ours(packs: Path) -> list[Path]:
+    """Return the indexes of the packs in `packs` that compaction may replace, smallest first.
+
+    A pack that someone else keeps, or that belongs to a partial clone, is not ours to replace.
+    """
+    found = []
+    for index in packs.glob("pack-*.idx"):
+        if not _PACK_NAME.fullmatch(index.stem) or index.with_suffix(".promisor").exists():
+            continue
+        try:
+            if index.with_suffix(".keep").read_bytes() != KEEP:
+                continue
+        except FileNotFoundError:
+            pass  # made by plain git
+        except OSError:
+            continue
+        try:
+            found.append((index.stat().st_size, index))
+        except FileNotFoundError:
+            continue  # just replaced by another process
+    return [index for _, index in sorted(found)]
+
+
+def object_ids(index: Path) -> list[bytes]:
+    """Return the 20-byte ids in a pack's index; `ValueError` if it is not a sound version 2 index."""
+    data = index.read_bytes()
+    if data[:8] != _IDX_MAGIC or hashlib.sha1(data[:-20], usedforsecurity=False).digest() != data[-20:]:
+        raise ValueError(f"{index} is not a sound pack index")
+    count = int.from_bytes(data[8 + 255 * 4 : 8 + 256 * 4], "big")
+    start = 8 + 256 * 4
+    return [data[at : at + 20] for at in range(start, start + 20 * count, 20)]
