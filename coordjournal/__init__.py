@@ -37,6 +37,8 @@ from coordjournal.events import (
     PagesUnbound,
 )
 from coordjournal.log import DecisionLog
+from coordjournal.replay import Replayed, replay
+from coordjournal.space import InformationSpace
 from coordjournal.state import CoordinationState, Group, Overlay, Resolution, fold
 
 __version__ = "0.1.0"
@@ -57,6 +59,7 @@ __all__ = [
     "ForkedProcess",
     "Group",
     "Head",
+    "InformationSpace",
     "InvalidEvent",
     "InvalidName",
     "KeyReused",
@@ -73,6 +76,7 @@ __all__ = [
     "PagesUnbound",
     "Receipt",
     "Rejected",
+    "Replayed",
     "Resolution",
     "SpaceFull",
     "TooLarge",
@@ -82,4 +86,5 @@ __all__ = [
     "UnknownFormat",
     "WrongAuthority",
     "fold",
+    "replay",
 ]

@@ -211,6 +211,11 @@ class GitStore:
                 yield Appended(commit, parent, trail.terms[at], entries)
                 parent = commit
 
+    def commits(self, head: Head) -> Iterator[str]:
+        """Yield the commits of a log from its first append to `head`."""
+        trail = self.repository.use(lambda handle: _walk_back(handle, head, 0))
+        return (trail.commits[at : at + 20].hex() for at in range(len(trail.commits) - 20, -1, -20))
+
     def load(self, space: str, commit: str) -> Appended:  # noqa: ARG002  # likewise
         info = self._info(commit)
         ((first, data),) = self.repository.use(lambda handle: _blobs(handle, bytes.fromhex(info.tree), info.first, 1))

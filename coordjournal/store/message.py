@@ -32,17 +32,20 @@ class CommitInfo(NamedTuple):
 def encode(info: CommitInfo, append: Append, made: datetime) -> bytes:
     """Return the raw commit of `append`, made at the holder's time `made`."""
     decided = max(0, int(datetime.fromisoformat(append.at).timestamp()))  # git knows no time before 1970
-    actor = append.actor
-    email = actor if "@" in actor and " " not in actor else ""
     seqs = str(info.first) if info.first == info.seq else f"{info.first}-{info.seq}"
     return (
         f"tree {info.tree}\n"
         + (f"parent {info.parent}\n" if info.parent else "")
-        + f"author {actor} <{email}> {decided} +0000\n"
+        + f"author {identity(append.actor).decode()} {decided} +0000\n"
         f"committer {info.node} <coordjournal@{info.node}> {int(made.timestamp())} +0000\n"
         f"\n{_words(append)}\n"
         f"\nSeq: {seqs}\nKey: {info.key}\nTerm: {info.term}\nNode: {info.node}\n"
     ).encode()
+
+
+def identity(actor: str) -> bytes:
+    """Return the git identity of an actor: the actor as name, and as address if it looks like one."""
+    return f"{actor} <{actor if '@' in actor and ' ' not in actor else ''}>".encode()
 
 
 def parse(raw: bytes, commit: str) -> CommitInfo:

@@ -1,0 +1,131 @@
+"""Walking everything, to see that the log in git is what it says it is."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime
+from typing import NamedTuple
+
+import pygit2
+
+from coordjournal.entry import Entry, Head, decode_entries, encode_entries
+from coordjournal.errors import Corrupt
+from coordjournal.state import EMPTY, StateDraft
+from coordjournal.store import message, pack, tree
+from coordjournal.store.git import GitStore
+
+_KINDS = {pack.COMMIT: b"commit", pack.TREE: b"tree", pack.BLOB: b"blob"}
+
+
+class Verified(NamedTuple):
+    """A space that is sound: how many appends and entries it has, and its head."""
+
+    space: str
+    appends: int
+    entries: int
+    seq: int
+    commit: str
+
+
+def verify_space(store: GitStore, space: str) -> Verified:
+    """Check every object of a space's log from entry 1 on.
+
+    The id of every commit, tree and file is computed anew; every tree is the one before it and one
+    file; seqs have no gap, no key comes twice, terms never fall; commit and file agree; the bytes are
+    canonical; the entries fold. Raises `Corrupt` or `UnknownEvent` for the first fault, with its place.
+    """
+    head = store.head(space)
+    walk = _Walk(space)
+    for commit in store.commits(head):
+        try:
+            store.repository.use(lambda handle, commit=commit: walk.take(handle, commit))  # type: ignore[misc]
+        except Corrupt as fault:
+            if fault.where and fault.seq:
+                raise
+            where = fault.where or f"commit {commit}"
+            raise Corrupt(fault.what, f"space {space}, {where}", seq=fault.seq or walk.head.seq + 1) from fault
+    if walk.head != head:
+        raise Corrupt(f"the walk ends at entry {walk.head.seq}, the branch at {head.seq}", f"space {space}")
+    return Verified(space, walk.appends, head.seq, head.seq, head.commit)
+
+
+class _Walk:
+    """How far the walk is, and what the next append must fit."""
+
+    def __init__(self, space: str) -> None:
+        self.space = space
+        self.head = Head()
+        self.appends = 0
+        self._spine: tree.Spine | None = None
+        self._keys: set[bytes] = set()
+        self._draft = StateDraft(EMPTY)
+
+    def take(self, handle: pygit2.Repository, commit: str) -> None:
+        """Check the append that `commit` is. A second call after a failed read begins at the same place."""
+        raw = _read(handle, commit, pack.COMMIT)
+        info = message.parse(raw, commit)
+        place = f"space {self.space}, commit {commit}"
+
+        def fault(what: str) -> Corrupt:
+            return Corrupt(what, place, seq=self.head.seq + 1)
+
+        if info.parent != self.head.commit:
+            raise fault(f"its parent is {info.parent or 'none'}, not {self.head.commit or 'none'}")
+        if info.first != self.head.seq + 1:
+            raise fault(f"it begins at entry {info.first}, the one before it ended at {self.head.seq}")
+        if info.term < self.head.term:
+            raise fault(f"its term is {info.term}, the one before it had {self.head.term}")
+        spine, data = self._trees(handle, info)
+        entries = decode_entries(data, info.first, commit, info.term)
+        if encode_entries(entries) != data:
+            raise fault("the bytes of its file are not canonical")
+        if (entries[-1].seq, entries[0].key) != (info.seq, info.key):
+            raise fault(f"its trailers say seq {info.seq} and key {info.key}, its file says otherwise")
+        if not raw.split(b"\nauthor ", 1)[1].startswith(_author(entries[0])):
+            raise fault("its author or author date is not its file's actor or time")
+        hashed = hashlib.blake2b(info.key.encode(), digest_size=16).digest()
+        if hashed in self._keys:
+            raise fault(f"its key {info.key!r} was used before")
+        for entry in entries:
+            self._draft.apply(entry)
+        self._keys.add(hashed)
+        self._spine = spine
+        self.head = Head(info.seq, commit, info.term)
+        self.appends += 1
+
+    def _trees(self, handle: pygit2.Repository, info: message.CommitInfo) -> tuple[tree.Spine, bytes]:
+        """Return the trees after this append and its file: the trees before it, and that file."""
+        root = bytes.fromhex(info.tree)
+
+        def read(oid: bytes) -> bytes:
+            return _read(handle, oid.hex(), pack.TREE)
+
+        if self._spine is None:
+            about = tree.child(read(root), tree.BLOB, b"space.json")
+            if about is None:
+                raise Corrupt("the root tree lacks space.json", f"tree {info.tree}")
+            _read(handle, about.hex(), pack.BLOB)
+            spine = tree.Spine(about)
+        else:
+            spine = self._spine.copy()
+        (first, blob) = next(tree.files(root, info.first, read), (0, b""))
+        if first != info.first:
+            raise Corrupt(f"the tree lacks the file {tree.event_path(info.first)}", f"tree {info.tree}")
+        expected = spine.add(first, blob)
+        if expected[-1][0] != root:
+            raise Corrupt("the tree is not the one before it and one file", f"tree {info.tree}")
+        for oid, _ in expected:
+            read(oid)
+        return spine, _read(handle, blob.hex(), pack.BLOB)
+
+
+def _author(entry: Entry) -> bytes:
+    decided = max(0, int(datetime.fromisoformat(entry.at).timestamp()))
+    return message.identity(entry.actor) + b" %d +0000\n" % decided
+
+
+def _read(handle: pygit2.Repository, oid: str, kind: int) -> bytes:
+    found, raw = handle.read(oid)
+    if found != kind or tree.object_id(_KINDS[kind], raw).hex() != oid:
+        raise Corrupt(f"the object is not the {_KINDS[kind].decode()} that its id says", f"object {oid}")
+    return raw
