@@ -226,13 +226,14 @@ class DecisionLog:
     def close(self) -> None:
         """Decide what was submitted, then let go of everything; whatever follows raises `Closed`."""
         with self._lock:
-            self._closed = True
-            parts, self._parts = self._parts, None
-            replicas, self._replicas = list(self._replicas.values()), {}
-        if parts is None or self._pid != os.getpid():
+            first, self._closed = not self._closed, True
+            parts = self._parts
+        if parts is None or not first or self._pid != os.getpid():
             return
         store, authority = parts
         authority.close(_CLOSE_SECONDS)
+        with self._lock:
+            replicas, self._replicas = list(self._replicas.values()), {}
         for replica in replicas:
             replica.close()
         store.close()
@@ -251,7 +252,7 @@ class DecisionLog:
 
     def _open(self) -> tuple[Store, EmbeddedAuthority]:
         parts = self._parts
-        if parts is None or self._pid != os.getpid():
+        if parts is None or self._closed or self._pid != os.getpid():
             with self._lock:
                 if self._closed:
                     raise Closed("the log was closed; open another one")

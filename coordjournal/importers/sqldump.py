@@ -1,7 +1,8 @@
 """The rows of a table in an SQL dump, as `mysqldump` and `mariadb-dump` write it and Wikimedia publishes it.
 
 Pure, streaming and strict: what is not the SQL that these programs write is refused at its place,
-never skipped. Source of the literals: MySQL 8.0 Reference Manual, sections 11.1.1, 11.1.2, 11.1.4.
+never skipped; only comments are, those included that a server executes, for no rows stand there.
+Source of the literals: MySQL 8.0 Reference Manual, sections 11.1.1, 11.1.2 and 11.1.4.
 """
 
 from __future__ import annotations
@@ -119,18 +120,18 @@ class _Dump:
 
     def _create(self) -> None:
         text = self._text
-        if text.word().upper() != "TABLE":
+        if text.word().upper() != b"TABLE":
             self._skip()
             return
         name = text.word()
-        if name.upper() == "IF":
-            text.word("NOT")
-            text.word("EXISTS")
+        if name.upper() == b"IF":
+            text.word(b"NOT")
+            text.word(b"EXISTS")
             name = text.word()
         self._check_table(name)
         if self._columns:
-            raise text.refusal(f"table {name!r} is created a second time")
-        text.word("(")
+            raise text.refusal(f"table {self._table!r} is created a second time")
+        text.word(b"(")
         self._columns = tuple(self._defined_columns())
         self._places(self._columns)
         self._skip()
@@ -153,11 +154,11 @@ class _Dump:
 
     def _insert(self) -> Iterator[tuple[Value, ...]]:
         text, columns = self._text, self._columns
-        text.word("INTO")
+        text.word(b"INTO")
         self._check_table(text.word())
-        if text.word("(", "VALUES") == "(":
+        if text.word(b"(", b"VALUES") == b"(":
             columns = tuple(self._listed_columns())
-            text.word("VALUES")
+            text.word(b"VALUES")
         elif not columns:
             raise text.refusal("the rows come before CREATE TABLE and without a list of columns")
         places = self._places(columns)
@@ -171,12 +172,13 @@ class _Dump:
         raise self._row_fault(len(columns))
 
     def _listed_columns(self) -> Iterator[str]:
-        end, count = ",", 0
-        while end == ",":
+        end, count = b",", 0
+        while end == b",":
+            name = name_of(self._text.word())
             count += 1
             self._check_count(count)
-            yield self._text.word()
-            end = self._text.word(",", ")")
+            yield name
+            end = self._text.word(b",", b")")
 
     def _places(self, columns: tuple[str, ...]) -> list[int]:
         for name in self._wanted:
@@ -188,16 +190,16 @@ class _Dump:
         if count > MAX_COLUMNS:
             raise self._text.fault(f"at most {MAX_COLUMNS} columns")
 
-    def _check_table(self, name: str) -> None:
-        if name != self._table:
-            raise self._text.refusal(f"expected table {self._table!r}, found table {name[:64]!r}")
+    def _check_table(self, word: bytes) -> None:
+        if (name := name_of(word)) != self._table:
+            raise self._text.refusal(f"expected table {self._table!r}, found table {name[:64]!a}")
         self._found = True
 
     def _row_fault(self, count: int) -> InvalidEvent:
         """Return the error that says where the row at this place goes wrong."""
         text, at = self._text, self._text.at
-        steps = [(_OPENS, "'(' before a row")]
-        steps += [(_VALUE, "a string, a number or NULL"), (_COMMA, f"',' and {count} values in all")] * count
+        steps = [(rb"\s*+", "a row"), (_OPENS, "'(' before a row")]
+        steps += [(_VALUE + rb"\s*+", "a string, a number or NULL"), (_COMMA, f"',' and {count} values in all")] * count
         steps[-1:] = [(_CLOSES, f"')' after {count} values"), (_ENDS, "',' or ';' after a row")]
         for pattern, expected in steps:
             match = re.compile(pattern, re.DOTALL).match(text.window, at)

@@ -90,27 +90,27 @@ class SqlText:
             raise self.fault(f"a token of SQL, at most {MAX_TOKEN_BYTES} bytes long")
         return match
 
-    def word(self, *expected: str) -> str:
-        """Move over the next token but space and return it, a name without its quotes.
+    def word(self, *expected: bytes) -> bytes:
+        """Move over the next token but space and return it, a name with its quotes.
 
-        Raises `InvalidEvent` if it is none of those `expected` (in upper case), or no word at all.
+        Raises `InvalidEvent` if it is none of those `expected`, in upper case, or no word at all.
         """
         while (token := self.token()) and token.lastgroup == "space":
             pass
-        if token and expected and (found := token[0].decode("latin-1").upper()) in expected:
-            return found
-        if token and not expected and token.lastgroup == "word":
-            return name_of(token[0])
-        raise self.fault(" or ".join(map(repr, expected)) or "a name")
+        if token and (token[0].upper() in expected if expected else token.lastgroup == "word"):
+            return token[0]
+        raise self.fault(" or ".join(ascii(word.decode()) for word in expected) or "a name")
 
     def fault(self, expected: str, at: int | None = None) -> InvalidEvent:
         """Return the error that `expected` is not what is found at `at`, or where the last token began."""
-        at = self.begun if at is None else at
-        rest = self.window[at : at + _SHOWN_BYTES]
-        found = [ascii(rest)[1:]] if rest else []
-        if self._ended and len(self.window) - at <= _SHOWN_BYTES:
+        self.at = self.begun if at is None else at
+        while len(self.window) - self.at <= _SHOWN_BYTES and not self._ended:
+            self._read_on()
+        rest = self.window[self.at :][: _SHOWN_BYTES + 1]
+        found = [ascii(rest[:_SHOWN_BYTES])[1:]] if rest else []
+        if len(rest) <= _SHOWN_BYTES:
             found.append("the end of the file")
-        return self.refusal(f"expected {expected}, found {', then '.join(found)}", at)
+        return self.refusal(f"expected {expected}, found {', then '.join(found)}", self.at)
 
     def refusal(self, words: str, at: int | None = None) -> InvalidEvent:
         """Return the error that `words` say, with the file and the byte offset in the unpacked text."""

@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +23,7 @@ from coordjournal.entry import Appended, Entry, Head, decode_entries, format_tim
 from coordjournal.errors import (
     Corrupt,
     ForeignRepository,
+    NotFound,
     Unavailable,
     UnknownFormat,
     WrongAuthority,
@@ -65,6 +67,7 @@ class GitStore:
         random: Callable[[int], bytes],
     ) -> None:
         self.repository = Repository(path)
+        self._branches = str(path / "refs" / "heads")
         self._node = message.clean_node(node)
         self._clock = clock
         self._random = random
@@ -76,9 +79,12 @@ class GitStore:
         self._compactor: threading.Thread | None = None
 
     def claim(self, authority: str) -> None:
-        if not self.repository.exists():
+        path = str(self.repository.path)
+        try:
+            owner = self.repository.owner()
+        except NotFound:
             self.repository.create(Owner(authority, self._random(16).hex()))
-        owner, path = self.repository.owner(), str(self.repository.path)
+            owner = self.repository.owner()
         if owner is None:
             raise ForeignRepository(
                 "this is a mirror clone, or a repository of something else: nothing is appended here",
@@ -91,12 +97,16 @@ class GitStore:
                 path,
                 f"open it with the {owner.authority!r} authority",
             )
-        if authority == "embedded" and is_network(kind := file_system(self.repository.path)):
+        if authority == "embedded" and is_network(kind := self._file_system):
             raise WrongAuthority(
                 f"the repository is on a network file system ({kind}), whose locks do not keep hosts apart",
                 path,
                 "move it to a disk of this host",
             )
+
+    @cached_property
+    def _file_system(self) -> str:
+        return file_system(self.repository.path)
 
     @contextmanager
     def exclusive(self, space: str) -> Iterator[None]:
@@ -143,7 +153,8 @@ class GitStore:
     def _branch(self, space: str) -> str:
         """Return the commit that the branch shows, wherever git keeps it; empty if there is none."""
         try:
-            text = (self.repository.path / "refs" / "heads" / space).read_bytes()
+            with open(f"{self._branches}/{space}", "rb") as file:  # noqa: PTH123  # at every read; a path object costs more
+                text = file.read(64)
             if len(text) == 41:
                 return text[:40].decode("ascii")
         except (OSError, UnicodeDecodeError):
