@@ -26,13 +26,16 @@ class Group:
     after them.
     """
 
-    def __init__(self, asked: Sequence[Append], replica: Replica, base: Head) -> None:
+    def __init__(
+        self, asked: Sequence[Append], replica: Replica, base: Head, left: frozenset[str] = frozenset()
+    ) -> None:
         self.base = base
         self.state: CoordinationState = replica.exactly_at(base)
         self.ready: list[Ready] = []
         self.written: list[Appended] = []
         self._asked = asked
         self._replica = replica
+        self._left = left
         self._verdicts: list[int | Appended | CoordJournalError] = []
         self._places: dict[str, int] = {}
 
@@ -76,24 +79,23 @@ class Group:
         """Make what was accepted durable; nobody sees it yet. Raises `Unavailable`."""
         self.written = store.write(space, self.base, self.ready, term)
 
-    def outcomes(
-        self, space: str, via: Literal["local", "forwarded"] = "local", failure: CoordJournalError | None = None
-    ) -> list[Outcome]:
+    def outcomes(self, space: str, failure: CoordJournalError | None = None) -> list[Outcome]:
         """Return what became of each append, in the order they were asked for.
 
         `failure` is why the accepted ones were not published, None if they were.
         """
         served: set[int] = set()
         outcomes: list[Outcome] = []
-        for verdict in self._verdicts:
+        for append, verdict in zip(self._asked, self._verdicts, strict=True):
             if isinstance(verdict, CoordJournalError):
                 outcomes.append(verdict)
             elif isinstance(verdict, Appended):
-                outcomes.append(_receipt(space, verdict, via, duplicate=True))
+                own = append.key in self._left and verdict.entries[0].at == append.at
+                outcomes.append(_receipt(space, verdict, "forwarded" if own else "local", duplicate=not own))
             elif failure is not None:
                 outcomes.append(failure)
             else:
-                outcomes.append(_receipt(space, self.written[verdict], via, duplicate=verdict in served))
+                outcomes.append(_receipt(space, self.written[verdict], "local", duplicate=verdict in served))
                 served.add(verdict)
         return outcomes
 

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from coordjournal.authority.embedded import EmbeddedAuthority
+from coordjournal.authority.spool import Spool
 from coordjournal.cache import SpaceCache
 from coordjournal.entry import Append, Entry, Head, Receipt, check_space, format_time
 from coordjournal.errors import Closed, ForkedProcess, InvalidEvent, NotFound, Unavailable, Undecided
@@ -51,12 +52,14 @@ class DecisionLog:
         where: str,
         actor: str | None = None,
         cache: Callable[[], Path | None] = lambda: None,
+        spool: Callable[[str], Spool | None] = lambda _: None,
         clock: Callable[[], datetime] = _utc_now,
         random: Callable[[int], bytes] = os.urandom,
     ) -> None:
         """Prefer `open` and `in_memory`; this takes the parts apart for tests."""
         self._make_store = store
         self._cache_root = cache
+        self._spool = spool
         self._where = where
         self._actor = actor
         self._clock = clock
@@ -87,7 +90,10 @@ class DecisionLog:
             own = where / "coordjournal"
             return own / "cache" if own.is_dir() and os.access(own, os.W_OK) else None
 
-        return cls(store, where=str(where), actor=actor, cache=cache)
+        def spool(space: str) -> Spool:
+            return Spool(where / "coordjournal" / "spool" / space)
+
+        return cls(store, where=str(where), actor=actor, cache=cache, spool=spool)
 
     @classmethod
     def in_memory(cls, *, actor: str | None = None) -> DecisionLog:
@@ -258,7 +264,7 @@ class DecisionLog:
                     raise Closed("the log was closed; open another one")
                 if self._parts is None:
                     store = self._make_store()
-                    self._parts = store, EmbeddedAuthority(store, self._replica)
+                    self._parts = store, EmbeddedAuthority(store, self._replica, self._spool)
                     self._pid = os.getpid()
                 elif self._pid != os.getpid():
                     raise ForkedProcess(

@@ -2,7 +2,7 @@
 
 A thread a space takes what has gathered, as one group, through lock → judge → write → publish. The
 branch is the published head, so publishing is moving it. While one group is made durable the next one
-gathers.
+gathers: the appends of this process in its queue, those of the others as intents in the spool.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Final, NamedTuple
 
+import msgspec
+
+from coordjournal.authority.spool import Spool
 from coordjournal.commit import Group
 from coordjournal.entry import Append, Head, Receipt
-from coordjournal.errors import Closed, CoordJournalError, Unavailable, Undecided
+from coordjournal.errors import Closed, CoordJournalError, OperatorNeeded, Unavailable, Undecided
 from coordjournal.replica import Replica
 from coordjournal.retry import HEAD_MOVED
 from coordjournal.store import HeadMoved, Store
@@ -36,18 +39,36 @@ logger = logging.getLogger(__name__)
 
 class _Waiting(NamedTuple):
     append: Append
-    future: Future[Receipt]
+    future: _AppendFuture
+
+
+class _AppendFuture(Future[Receipt]):
+    """A future that can be cancelled as long as nobody, in any process, has taken its append on."""
+
+    def __init__(self, lane: _Lane) -> None:
+        super().__init__()
+        self._lane = lane
+
+    def cancel(self) -> bool:
+        return self.cancelled() or (self._lane.withdraw(self) and super().cancel())
 
 
 class EmbeddedAuthority:
     """An `Authority` for the processes of one host, over any `Store`.
 
-    `replica` gives this process's replica of a space.
+    `replica` gives this process's replica of a space, `spool` where the processes of this host leave
+    each other intents; None where there is only this process.
     """
 
-    def __init__(self, store: Store, replica: Callable[[str], Replica]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        replica: Callable[[str], Replica],
+        spool: Callable[[str], Spool | None] = lambda _: None,
+    ) -> None:
         self._store = store
         self._replica = replica
+        self._spool = spool
         self._lock = threading.Lock()
         self._lanes: dict[str, _Lane] = {}
         self._closed = False
@@ -56,13 +77,13 @@ class EmbeddedAuthority:
         return self._store.head(space)
 
     def submit(self, space: str, append: Append) -> Future[Receipt]:
-        future: Future[Receipt] = Future()
         with self._lock:
             if self._closed:
                 raise Closed("the log was closed; open another one")
             lane = self._lanes.get(space)
             if lane is None:
-                lane = self._lanes[space] = _Lane(space, self._store, self._replica)
+                lane = self._lanes[space] = _Lane(space, self._store, self._replica, self._spool(space))
+        future = _AppendFuture(lane)
         lane.put(_Waiting(append, future))
         return future
 
@@ -102,8 +123,11 @@ class _Pulse:
 class _Lane:
     """The appends of one space on their way through this process, and the thread that takes them."""
 
-    def __init__(self, space: str, store: Store, replica: Callable[[str], Replica]) -> None:
+    def __init__(self, space: str, store: Store, replica: Callable[[str], Replica], spool: Spool | None) -> None:
         self.published = _Pulse()
+        self._spool = spool
+        self._intent = ""  # what lies in the spool, and whose it is; guarded by `_work`
+        self._left: list[_Waiting] = []
         self._space = space
         self._store = store
         self._replica = replica
@@ -156,60 +180,147 @@ class _Lane:
                 return False
             return True
 
+    def withdraw(self, future: _AppendFuture) -> bool:
+        """Take an append back, so that nobody will judge it; false if somebody does, or did."""
+        with self._work:
+            for waiting in self._waiting:
+                if waiting.future is future:
+                    self._waiting.remove(waiting)
+                    return True
+            rest = [waiting for waiting in self._left if waiting.future is not future]
+            if len(rest) == len(self._left):
+                return False
+            if self._intent and self._spool is not None and not self._spool.withdraw(self._intent):
+                return False
+            self._leave_intent(rest)
+            return True
+
     def _serve(self) -> None:
-        """Take one group through: under the space's lock, whatever gathered until it was had."""
+        """Take one group through; or leave it to the process that has the space's lock, and then look."""
         try:
             self._store.claim(AUTHORITY)
-            with self._store.exclusive(self._space):
-                self._store.claim(AUTHORITY)  # again, since another process may have changed whose it is
-                group = self._gather()
-                if group:
-                    self._decide(group)
+            with self._store.exclusive(self._space, wait=self._spool is None) as mine:
+                if mine:
+                    self._lead([])
+            if not mine and self._leave():
+                with self._store.exclusive(self._space):
+                    self._lead(self._collect())
         except CoordJournalError as error:
             self._refuse(error)
             return
         self._replica(self._space).settle()
 
-    def _gather(self) -> list[_Waiting]:
+    def _leave(self) -> bool:
+        """Leave what has gathered as an intent; false if it was all withdrawn."""
+        with self._work:
+            self._leave_intent(self._gather(take_on=False))
+            return bool(self._left)
+
+    def _leave_intent(self, group: list[_Waiting]) -> None:
+        self._left, self._intent = group, ""
+        if group and self._spool is not None:
+            try:
+                self._intent = self._spool.leave([waiting.append for waiting in group])
+            except OSError as error:  # a full disk, as a rule: then the lock is waited for, as without a spool
+                logger.warning("space %s: no intent can be left: %s", self._space, error)
+
+    def _collect(self) -> list[_Waiting]:
+        """Give the callers what another process decided; return what is still to be decided."""
+        with self._work:
+            outcomes = self._spool.collect(self._intent) if self._spool is not None and self._intent else None
+            group, self._left, self._intent = self._left, [], ""
+            for waiting in group:
+                waiting.future.set_running_or_notify_cancel()
+        if outcomes is None or len(outcomes) != len(group):
+            return group
+        _tell(group, outcomes)
+        return []
+
+    def _lead(self, group: list[_Waiting]) -> None:
+        """Decide, under the space's lock, the appends `group`, those of the queue and those in the spool."""
+        try:
+            self._store.claim(AUTHORITY)  # again, since another process may have changed whose it is
+        except CoordJournalError as error:
+            undecided = Undecided(f"another process may have appended it, but it is not to be known: {error}")
+            _tell(group, [undecided] * len(group))
+            raise
+        left = frozenset(waiting.append.key for waiting in group)
+        group = group + self._gather()
+        if group:
+            self._decide(group, left)
+
+    def _gather(self, *, take_on: bool = True) -> list[_Waiting]:
         group: list[_Waiting] = []
         events = 0
         with self._work:
             while self._waiting and len(group) < _MAX_GROUP and events < _MAX_GROUP_EVENTS:
                 waiting = self._waiting.popleft()
-                if waiting.future.set_running_or_notify_cancel():
-                    group.append(waiting)
-                    events += len(waiting.append.events)
+                if take_on:
+                    waiting.future.set_running_or_notify_cancel()
+                group.append(waiting)
+                events += len(waiting.append.events)
         return group
 
     def _refuse(self, error: Exception) -> None:
         """Give what has gathered the reason for which nothing can be appended now."""
-        for waiting in self._gather():
-            waiting.future.set_exception(copy.copy(error))
+        with self._work:
+            group, self._left = self._left, []
+            if self._intent and self._spool is not None and not self._spool.withdraw(self._intent):
+                error = Undecided(f"another process may have appended it, but it is not to be known: {error}")
+            self._intent = ""
+        for waiting in group:
+            waiting.future.set_running_or_notify_cancel()
+        group += self._gather()
+        _tell(group, [error] * len(group))
 
-    def _decide(self, group: list[_Waiting]) -> None:
+    def _decide(self, group: list[_Waiting], left: frozenset[str]) -> None:
+        taken: list[tuple[str, int]] = []
         asked = [waiting.append for waiting in group]
+        events = sum(len(append.events) for append in asked)
+        for name, appends in self._spool.take() if self._spool is not None else ():
+            taken.append((name, len(appends)))
+            asked += appends
+            events += sum(len(append.events) for append in appends)
+            if len(asked) >= _MAX_GROUP or events >= _MAX_GROUP_EVENTS:
+                break
+        outcomes = self._outcomes(asked, left)
+        at = len(group)
+        for name, count in taken:
+            self._tell_other(name, outcomes[at : at + count])
+            at += count
+        _tell(group, outcomes[: len(group)])
+        self.published.beat()
+
+    def _tell_other(self, name: str, outcomes: list[Receipt | CoordJournalError]) -> None:
+        """Leave the outcomes of another process's intent; what is not decided it decides itself."""
+        assert self._spool is not None
+        if any(isinstance(outcome, (Unavailable, Undecided, OperatorNeeded)) for outcome in outcomes):
+            return
+        forwarded = [
+            msgspec.structs.replace(outcome, via="forwarded") if isinstance(outcome, Receipt) else outcome
+            for outcome in outcomes
+        ]
+        self._spool.decide(name, forwarded)
+
+    def _outcomes(self, asked: list[Append], left: frozenset[str]) -> list[Receipt | CoordJournalError]:
         try:
-            outcomes = HEAD_MOVED(self._commit, asked)
+            outcomes: list[Receipt | CoordJournalError] = HEAD_MOVED(self._commit, asked, left)
         except HeadMoved:
-            outcomes = [Unavailable(f"the branch {self._space} is moved by others again and again")] * len(group)
+            moved = Unavailable(f"the branch {self._space} is moved by others again and again; try again")
+            return [moved] * len(asked)
         except CoordJournalError as error:
-            outcomes = [error] * len(group)
+            return [error] * len(asked)
         except Exception as error:  # a fault of ours must not leave callers waiting for ever
             logger.exception("space %s: a group of appends failed", self._space)
             undecided = Undecided(f"it is not known what became of the append: {error!r}")
             undecided.__cause__ = error
-            outcomes = [undecided] * len(group)
-        for waiting, outcome in zip(group, outcomes, strict=True):
-            if isinstance(outcome, Receipt):
-                waiting.future.set_result(outcome)
-            else:
-                waiting.future.set_exception(copy.copy(outcome))
-        self.published.beat()
+            return [undecided] * len(asked)
+        return outcomes
 
-    def _commit(self, asked: list[Append]) -> list[Receipt | CoordJournalError]:
+    def _commit(self, asked: list[Append], left: frozenset[str]) -> list[Receipt | CoordJournalError]:
         replica = self._replica(self._space)
         base = self._store.head(self._space)
-        group = Group(asked, replica, base)
+        group = Group(asked, replica, base, left)
         group.judge()
         failure: CoordJournalError | None = None
         if group.ready:
@@ -219,4 +330,12 @@ class _Lane:
                 replica.accept(group.written, group.state)
             except (Unavailable, Undecided) as error:
                 failure = error
-        return group.outcomes(self._space, failure=failure)
+        return group.outcomes(self._space, failure)
+
+
+def _tell(group: Sequence[_Waiting], outcomes: Sequence[Receipt | Exception]) -> None:
+    for waiting, outcome in zip(group, outcomes, strict=True):
+        if isinstance(outcome, Receipt):
+            waiting.future.set_result(outcome)
+        else:
+            waiting.future.set_exception(copy.copy(outcome))  # each its own, since a raise changes it

@@ -40,8 +40,8 @@ class Store(Protocol):
         is no journal's own, as a mirror clone is not.
         """
 
-    def exclusive(self, space: str) -> AbstractContextManager[None]:
-        """Let one writer of the space in at a time, on this host; the next one waits."""
+    def exclusive(self, space: str, *, wait: bool = True) -> AbstractContextManager[bool]:
+        """Let one writer of the space in at a time, on this host; the next one waits, or gets false."""
 
     def spaces(self) -> list[str]:
         """Return the names of all spaces, sorted."""

@@ -64,7 +64,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
     descriptor at once and never unlocks, so the lock stays the parent's.
     """
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    _held.add(file)
+    keep_lock(file)
     try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -73,9 +73,19 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
         else:
             yield True
     finally:
-        if file in _held:  # not in a forked child, which has closed it
-            _held.discard(file)
-            os.close(file)
+        forget_lock(file)
+
+
+def keep_lock(file: int) -> None:
+    """Note that the descriptor `file` is for a lock of this process, which no forked child may keep."""
+    _held.add(file)
+
+
+def forget_lock(file: int) -> None:
+    """Close the descriptor of a lock, and so free it."""
+    if file in _held:  # not in a forked child, which has closed it
+        _held.discard(file)
+        os.close(file)
 
 
 def _forget_locks() -> None:

@@ -10,7 +10,7 @@ import re
 import threading
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -109,16 +109,13 @@ class GitStore:
         return file_system(self.repository.path)
 
     @contextmanager
-    def exclusive(self, space: str) -> Iterator[None]:
-        try:
-            lock: AbstractContextManager[bool] = locked(self.repository.lock_path(space))
-            lock.__enter__()
-        except OSError as error:
-            raise Unavailable(f"the lock of space {space} cannot be taken: {error}") from error
-        try:
-            yield
-        finally:
-            lock.__exit__(None, None, None)
+    def exclusive(self, space: str, *, wait: bool = True) -> Iterator[bool]:
+        with ExitStack() as stack:
+            try:
+                mine = stack.enter_context(locked(self.repository.lock_path(space), wait=wait))
+            except OSError as error:
+                raise Unavailable(f"the lock of space {space} cannot be taken: {error}") from error
+            yield mine
 
     def spaces(self) -> list[str]:
         names = self.repository.use(lambda handle: list(handle.references))

@@ -6,7 +6,7 @@ import hashlib
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 
 from coordjournal.entry import Appended, Head, decode_entries
 from coordjournal.errors import Corrupt
@@ -25,9 +25,16 @@ class MemoryStore:
     def claim(self, authority: str) -> None:
         pass  # memory belongs to this process alone
 
-    def exclusive(self, space: str) -> AbstractContextManager[None]:
+    @contextmanager
+    def exclusive(self, space: str, *, wait: bool = True) -> Iterator[bool]:
         with self._lock:
-            return _held(self._writers[space])
+            writer = self._writers[space]
+        mine = writer.acquire(blocking=wait)
+        try:
+            yield mine
+        finally:
+            if mine:
+                writer.release()
 
     def spaces(self) -> list[str]:
         with self._lock:
@@ -75,14 +82,3 @@ class MemoryStore:
 
     def close(self) -> None:
         pass  # there are no files to let go of
-
-
-class _held(AbstractContextManager[None]):  # noqa: N801  # a context manager is named like a function
-    def __init__(self, lock: threading.Lock) -> None:
-        self._held = lock
-
-    def __enter__(self) -> None:
-        self._held.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._held.release()
