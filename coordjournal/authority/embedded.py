@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Final, NamedTuple
 
@@ -135,6 +135,7 @@ class _Lane:
         self._waiting: deque[_Waiting] = deque()
         self._thread: threading.Thread | None = None
         self._closing = False
+        self._busy = False  # appends were taken on and are not decided yet
 
     def put(self, waiting: _Waiting) -> None:
         with self._work:
@@ -148,16 +149,14 @@ class _Lane:
                 self._thread = threading.Thread(target=self._run, name=name, daemon=True)
                 self._thread.start()
             elif len(self._waiting) == 1:
-                self._work.notify()
+                self._work.notify_all()
 
     def close(self, seconds: float) -> None:
         with self._work:
             self._closing = True
-            self._work.notify()
-            thread = self._thread
-        if thread is not None:
-            thread.join(seconds)
-        with self._work:
+            self._work.notify_all()
+            # Not for the thread itself: it may wait for another process's lock, with nothing left to do.
+            self._work.wait_for(lambda: not (self._waiting or self._left or self._busy), seconds)
             left, self._waiting = self._waiting, deque()
         for waiting in left:
             if waiting.future.set_running_or_notify_cancel():
@@ -170,6 +169,9 @@ class _Lane:
             except Exception as error:
                 logger.exception("space %s: a group of appends failed", self._space)
                 self._refuse(error)
+            with self._work:
+                self._busy = False
+                self._work.notify_all()
 
     def _await_work(self) -> bool:
         with self._work:
@@ -229,6 +231,7 @@ class _Lane:
         with self._work:
             outcomes = self._spool.collect(self._intent) if self._spool is not None and self._intent else None
             group, self._left, self._intent = self._left, [], ""
+            self._busy = bool(group)
             for waiting in group:
                 waiting.future.set_running_or_notify_cancel()
         if outcomes is None or len(outcomes) != len(group):
@@ -246,8 +249,16 @@ class _Lane:
             raise
         left = frozenset(waiting.append.key for waiting in group)
         group = group + self._gather()
-        if group:
+        if not group:
+            return
+        try:
             self._decide(group, left)
+        except Exception as error:  # a fault of ours must not leave callers waiting for ever
+            logger.exception("space %s: a group of appends failed", self._space)
+            undecided = Undecided(f"it is not known what became of the append: {error!r}")
+            undecided.__cause__ = error
+            told = [waiting for waiting in group if not waiting.future.done()]
+            _tell(told, [undecided] * len(told))
 
     def _gather(self, *, take_on: bool = True) -> list[_Waiting]:
         group: list[_Waiting] = []
@@ -256,6 +267,7 @@ class _Lane:
             while self._waiting and len(group) < _MAX_GROUP and events < _MAX_GROUP_EVENTS:
                 waiting = self._waiting.popleft()
                 if take_on:
+                    self._busy = True
                     waiting.future.set_running_or_notify_cancel()
                 group.append(waiting)
                 events += len(waiting.append.events)
@@ -274,15 +286,11 @@ class _Lane:
         _tell(group, [error] * len(group))
 
     def _decide(self, group: list[_Waiting], left: frozenset[str]) -> None:
-        taken: list[tuple[str, int]] = []
         asked = [waiting.append for waiting in group]
-        events = sum(len(append.events) for append in asked)
-        for name, appends in self._spool.take() if self._spool is not None else ():
+        taken: list[tuple[str, int]] = []
+        for name, appends in self._take_others(sum(len(append.events) for append in asked)):
             taken.append((name, len(appends)))
             asked += appends
-            events += sum(len(append.events) for append in appends)
-            if len(asked) >= _MAX_GROUP or events >= _MAX_GROUP_EVENTS:
-                break
         outcomes = self._outcomes(asked, left)
         at = len(group)
         for name, count in taken:
@@ -290,6 +298,19 @@ class _Lane:
             at += count
         _tell(group, outcomes[: len(group)])
         self.published.beat()
+
+    def _take_others(self, events: int) -> Iterator[tuple[str, list[Append]]]:
+        """Yield what other processes left, up to a group's size; `events` it has already."""
+        if self._spool is None:
+            return
+        try:
+            for name, appends in self._spool.take():
+                yield name, appends
+                events += sum(len(append.events) for append in appends)
+                if events >= _MAX_GROUP_EVENTS:
+                    return
+        except OSError as error:
+            logger.warning("space %s: the intents of other processes cannot be read: %s", self._space, error)
 
     def _tell_other(self, name: str, outcomes: list[Receipt | CoordJournalError]) -> None:
         """Leave the outcomes of another process's intent; what is not decided it decides itself."""
@@ -310,11 +331,6 @@ class _Lane:
             return [moved] * len(asked)
         except CoordJournalError as error:
             return [error] * len(asked)
-        except Exception as error:  # a fault of ours must not leave callers waiting for ever
-            logger.exception("space %s: a group of appends failed", self._space)
-            undecided = Undecided(f"it is not known what became of the append: {error!r}")
-            undecided.__cause__ = error
-            return [undecided] * len(asked)
         return outcomes
 
     def _commit(self, asked: list[Append], left: frozenset[str]) -> list[Receipt | CoordJournalError]:
