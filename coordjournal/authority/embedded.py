@@ -91,7 +91,7 @@ class EmbeddedAuthority:
         with self._lock:
             lane = self._lanes.get(space)
         deadline = time.monotonic() + seconds
-        while self._store.head(space) == seen and (left := deadline - time.monotonic()) > 0:
+        while not self._closed and self._store.head(space) == seen and (left := deadline - time.monotonic()) > 0:
             if lane is None:
                 time.sleep(min(left, _LOOK_SECONDS))
             else:
@@ -157,7 +157,9 @@ class _Lane:
             self._work.notify_all()
             # Not for the thread itself: it may wait for another process's lock, with nothing left to do.
             self._work.wait_for(lambda: not (self._waiting or self._left or self._busy), seconds)
-            left, self._waiting = self._waiting, deque()
+            left, self._waiting = list(self._waiting), deque()
+            if self._intent and self._spool is not None and self._spool.withdraw(self._intent):
+                left, self._left, self._intent = self._left + left, [], ""
         for waiting in left:
             if waiting.future.set_running_or_notify_cancel():
                 waiting.future.set_exception(Closed("the log was closed before the append was taken on"))
