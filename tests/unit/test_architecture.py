@@ -53,7 +53,7 @@ def imports(path: Path) -> Iterator[str]:
         yield from (name.removeprefix("coordjournal.") for name in names if name.startswith("coordjournal."))
 
 
-@pytest.mark.parametrize(("name", "path"), modules())
+@pytest.mark.parametrize(("name", "path"), list(modules()))
 def test_a_module_imports_only_from_its_own_room_or_lower_ones(name: str, path: Path) -> None:
     room = name.split(".")[0]
     for imported in imports(path):
