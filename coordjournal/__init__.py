@@ -1,5 +1,10 @@
 """coordjournal: an append-only decision log for federated wikis, in git, folded into what is true."""
 
+import sys
+
+if sys.platform not in ("linux", "darwin"):
+    raise ImportError(f"coordjournal runs on Linux and macOS, not on {sys.platform}: it needs flock(2)")
+
 from coordjournal.entry import Entry, Head, Receipt
 from coordjournal.errors import (
     AliasCycle,

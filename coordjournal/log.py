@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
@@ -77,8 +76,6 @@ class DecisionLog:
         Any number of processes on this host may have it open. `actor` is who decides where an append
         does not say (`user@host` unless given), `node` is this host's name in commits.
         """
-        if sys.platform not in ("linux", "darwin"):
-            raise Unavailable(f"coordjournal runs on Linux and macOS, not on {sys.platform}: it needs flock(2)")
         from coordjournal.store.git import GitStore
 
         where = Path(path)
