@@ -7,50 +7,20 @@ gathers: the appends of this process in its queue, those of the others as intent
 
 from __future__ import annotations
 
-import copy
-import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Final, NamedTuple
+from typing import Final
 
-import msgspec
-
+from coordjournal.authority.lane import AppendFuture, Lane, Waiting
 from coordjournal.authority.spool import Spool
-from coordjournal.commit import Group
 from coordjournal.entry import Append, Head, Receipt
-from coordjournal.errors import Closed, CoordJournalError, OperatorNeeded, Unavailable, Undecided
+from coordjournal.errors import Closed
 from coordjournal.replica import Replica
-from coordjournal.retry import HEAD_MOVED
-from coordjournal.store import HeadMoved, Store
+from coordjournal.store import Store
 
-AUTHORITY: Final = "embedded"
-
-_MAX_WAITING: Final = 1 << 16  # appends of one space; more are refused at once
-_MAX_GROUP: Final = 1024  # appends
-_MAX_GROUP_EVENTS: Final = 16_384
-_IDLE_SECONDS: Final = 2.0  # a space's thread ends when it had nothing to do for so long
 _LOOK_SECONDS: Final = 0.05  # how often another process's appends are looked for by `wait`
-
-logger = logging.getLogger(__name__)
-
-
-class _Waiting(NamedTuple):
-    append: Append
-    future: _AppendFuture
-
-
-class _AppendFuture(Future[Receipt]):
-    """A future that can be cancelled as long as nobody, in any process, has taken its append on."""
-
-    def __init__(self, lane: _Lane) -> None:
-        super().__init__()
-        self._lane = lane
-
-    def cancel(self) -> bool:
-        return self.cancelled() or (self._lane.withdraw(self) and super().cancel())
 
 
 class EmbeddedAuthority:
@@ -70,7 +40,7 @@ class EmbeddedAuthority:
         self._replica = replica
         self._spool = spool
         self._lock = threading.Lock()
-        self._lanes: dict[str, _Lane] = {}
+        self._lanes: dict[str, Lane] = {}
         self._closed = False
 
     def head(self, space: str) -> Head:
@@ -82,9 +52,9 @@ class EmbeddedAuthority:
                 raise Closed("the log was closed; open another one")
             lane = self._lanes.get(space)
             if lane is None:
-                lane = self._lanes[space] = _Lane(space, self._store, self._replica, self._spool(space))
-        future = _AppendFuture(lane)
-        lane.put(_Waiting(append, future))
+                lane = self._lanes[space] = Lane(space, self._store, self._replica, self._spool(space))
+        future = AppendFuture(lane)
+        lane.put(Waiting(append, future))
         return future
 
     def wait(self, space: str, seen: Head, seconds: float) -> None:
@@ -104,256 +74,3 @@ class EmbeddedAuthority:
         deadline = time.monotonic() + seconds
         for lane in lanes:
             lane.close(max(0.0, deadline - time.monotonic()))
-
-
-class _Pulse:
-    """Wakes all that wait for it, each time it beats."""
-
-    def __init__(self) -> None:
-        self._beat = threading.Event()
-
-    def wait(self, seconds: float) -> None:
-        self._beat.wait(seconds)
-
-    def beat(self) -> None:
-        beat, self._beat = self._beat, threading.Event()
-        beat.set()
-
-
-class _Lane:
-    """The appends of one space on their way through this process, and the thread that takes them."""
-
-    def __init__(self, space: str, store: Store, replica: Callable[[str], Replica], spool: Spool | None) -> None:
-        self.published = _Pulse()
-        self._spool = spool
-        self._intent = ""  # what lies in the spool, and whose it is; guarded by `_work`
-        self._left: list[_Waiting] = []
-        self._space = space
-        self._store = store
-        self._replica = replica
-        self._work = threading.Condition()
-        self._waiting: deque[_Waiting] = deque()
-        self._thread: threading.Thread | None = None
-        self._closing = False
-        self._busy = False  # appends were taken on and are not decided yet
-
-    def put(self, waiting: _Waiting) -> None:
-        with self._work:
-            if self._closing:
-                raise Closed("the log was closed; open another one")
-            if len(self._waiting) >= _MAX_WAITING:
-                raise Unavailable(f"{_MAX_WAITING:,} appends to space {self._space} are waiting; try again later")
-            self._waiting.append(waiting)
-            if self._thread is None:
-                name = f"coordjournal-{self._space}"
-                self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-                self._thread.start()
-            elif len(self._waiting) == 1:
-                self._work.notify_all()
-
-    def close(self, seconds: float) -> None:
-        with self._work:
-            self._closing = True
-            self._work.notify_all()
-            # Not for the thread itself: it may wait for another process's lock, with nothing left to do.
-            self._work.wait_for(lambda: not (self._waiting or self._left or self._busy), seconds)
-            left, self._waiting = list(self._waiting), deque()
-            if self._intent and self._spool is not None and self._spool.withdraw(self._intent):
-                left, self._left, self._intent = self._left + left, [], ""
-        for waiting in left:
-            if waiting.future.set_running_or_notify_cancel():
-                waiting.future.set_exception(Closed("the log was closed before the append was taken on"))
-
-    def _run(self) -> None:
-        while self._await_work():
-            try:
-                self._serve()
-            except Exception as error:
-                logger.exception("space %s: a group of appends failed", self._space)
-                self._refuse(error)
-            with self._work:
-                self._busy = False
-                self._work.notify_all()
-
-    def _await_work(self) -> bool:
-        with self._work:
-            if not self._waiting and not self._closing:
-                self._work.wait(_IDLE_SECONDS)
-            if not self._waiting:
-                self._thread = None
-                return False
-            return True
-
-    def withdraw(self, future: _AppendFuture) -> bool:
-        """Take an append back, so that nobody will judge it; false if somebody does, or did."""
-        with self._work:
-            for waiting in self._waiting:
-                if waiting.future is future:
-                    self._waiting.remove(waiting)
-                    return True
-            rest = [waiting for waiting in self._left if waiting.future is not future]
-            if len(rest) == len(self._left):
-                return False
-            if self._intent and self._spool is not None and not self._spool.withdraw(self._intent):
-                return False
-            self._leave_intent(rest)
-            return True
-
-    def _serve(self) -> None:
-        """Take one group through; or leave it to the process that has the space's lock, and then look."""
-        try:
-            self._store.claim(AUTHORITY)
-            with self._store.exclusive(self._space, wait=self._spool is None) as mine:
-                if mine:
-                    self._lead([])
-            if not mine and self._leave():
-                with self._store.exclusive(self._space):
-                    self._lead(self._collect())
-        except CoordJournalError as error:
-            self._refuse(error)
-            return
-        self._replica(self._space).settle()
-
-    def _leave(self) -> bool:
-        """Leave what has gathered as an intent; false if it was all withdrawn."""
-        with self._work:
-            self._leave_intent(self._gather(take_on=False))
-            return bool(self._left)
-
-    def _leave_intent(self, group: list[_Waiting]) -> None:
-        self._left, self._intent = group, ""
-        if group and self._spool is not None:
-            try:
-                self._intent = self._spool.leave([waiting.append for waiting in group])
-            except OSError as error:  # a full disk, as a rule: then the lock is waited for, as without a spool
-                logger.warning("space %s: no intent can be left: %s", self._space, error)
-
-    def _collect(self) -> list[_Waiting]:
-        """Give the callers what another process decided; return what is still to be decided."""
-        with self._work:
-            outcomes = self._spool.collect(self._intent) if self._spool is not None and self._intent else None
-            group, self._left, self._intent = self._left, [], ""
-            self._busy = bool(group)
-            for waiting in group:
-                waiting.future.set_running_or_notify_cancel()
-        if outcomes is None or len(outcomes) != len(group):
-            return group
-        _tell(group, outcomes)
-        return []
-
-    def _lead(self, group: list[_Waiting]) -> None:
-        """Decide, under the space's lock, the appends `group`, those of the queue and those in the spool."""
-        try:
-            self._store.claim(AUTHORITY)  # again, since another process may have changed whose it is
-        except CoordJournalError as error:
-            undecided = Undecided(f"another process may have appended it, but it is not to be known: {error}")
-            _tell(group, [undecided] * len(group))
-            raise
-        left = frozenset(waiting.append.key for waiting in group)
-        group = group + self._gather()
-        if not group:
-            return
-        try:
-            self._decide(group, left)
-        except Exception as error:  # a fault of ours must not leave callers waiting for ever
-            logger.exception("space %s: a group of appends failed", self._space)
-            undecided = Undecided(f"it is not known what became of the append: {error!r}")
-            undecided.__cause__ = error
-            told = [waiting for waiting in group if not waiting.future.done()]
-            _tell(told, [undecided] * len(told))
-
-    def _gather(self, *, take_on: bool = True) -> list[_Waiting]:
-        group: list[_Waiting] = []
-        events = 0
-        with self._work:
-            while self._waiting and len(group) < _MAX_GROUP and events < _MAX_GROUP_EVENTS:
-                waiting = self._waiting.popleft()
-                if take_on:
-                    self._busy = True
-                    waiting.future.set_running_or_notify_cancel()
-                group.append(waiting)
-                events += len(waiting.append.events)
-        return group
-
-    def _refuse(self, error: Exception) -> None:
-        """Give what has gathered the reason for which nothing can be appended now."""
-        with self._work:
-            group, self._left = self._left, []
-            if self._intent and self._spool is not None and not self._spool.withdraw(self._intent):
-                error = Undecided(f"another process may have appended it, but it is not to be known: {error}")
-            self._intent = ""
-        for waiting in group:
-            waiting.future.set_running_or_notify_cancel()
-        group += self._gather()
-        _tell(group, [error] * len(group))
-
-    def _decide(self, group: list[_Waiting], left: frozenset[str]) -> None:
-        asked = [waiting.append for waiting in group]
-        taken: list[tuple[str, int]] = []
-        for name, appends in self._take_others(sum(len(append.events) for append in asked)):
-            taken.append((name, len(appends)))
-            asked += appends
-        outcomes = self._outcomes(asked, left)
-        at = len(group)
-        for name, count in taken:
-            self._tell_other(name, outcomes[at : at + count])
-            at += count
-        _tell(group, outcomes[: len(group)])
-        self.published.beat()
-
-    def _take_others(self, events: int) -> Iterator[tuple[str, list[Append]]]:
-        """Yield what other processes left, up to a group's size; `events` it has already."""
-        if self._spool is None:
-            return
-        try:
-            for name, appends in self._spool.take():
-                yield name, appends
-                events += sum(len(append.events) for append in appends)
-                if events >= _MAX_GROUP_EVENTS:
-                    return
-        except OSError as error:
-            logger.warning("space %s: the intents of other processes cannot be read: %s", self._space, error)
-
-    def _tell_other(self, name: str, outcomes: list[Receipt | CoordJournalError]) -> None:
-        """Leave the outcomes of another process's intent; what is not decided it decides itself."""
-        assert self._spool is not None
-        if any(isinstance(outcome, (Unavailable, Undecided, OperatorNeeded)) for outcome in outcomes):
-            return
-        forwarded = [
-            msgspec.structs.replace(outcome, via="forwarded") if isinstance(outcome, Receipt) else outcome
-            for outcome in outcomes
-        ]
-        self._spool.decide(name, forwarded)
-
-    def _outcomes(self, asked: list[Append], left: frozenset[str]) -> list[Receipt | CoordJournalError]:
-        try:
-            outcomes: list[Receipt | CoordJournalError] = HEAD_MOVED(self._commit, asked, left)
-        except HeadMoved:
-            moved = Unavailable(f"the branch {self._space} is moved by others again and again; try again")
-            return [moved] * len(asked)
-        except CoordJournalError as error:
-            return [error] * len(asked)
-        return outcomes
-
-    def _commit(self, asked: list[Append], left: frozenset[str]) -> list[Receipt | CoordJournalError]:
-        replica = self._replica(self._space)
-        base = self._store.head(self._space)
-        group = Group(asked, replica, base, left)
-        group.judge()
-        failure: CoordJournalError | None = None
-        if group.ready:
-            try:
-                group.write(self._store, self._space, base.term)
-                self._store.advance(self._space, base, group.written[-1].head)
-                replica.accept(group.written, group.state)
-            except (Unavailable, Undecided) as error:
-                failure = error
-        return group.outcomes(self._space, failure)
-
-
-def _tell(group: Sequence[_Waiting], outcomes: Sequence[Receipt | Exception]) -> None:
-    for waiting, outcome in zip(group, outcomes, strict=True):
-        if isinstance(outcome, Receipt):
-            waiting.future.set_result(outcome)
-        else:
-            waiting.future.set_exception(copy.copy(outcome))  # each its own, since a raise changes it
