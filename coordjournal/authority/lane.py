@@ -316,8 +316,10 @@ def _tell(group: Sequence[Waiting], outcomes: Sequence[Receipt | Exception]) -> 
 
 def _rough_bytes(append: Append) -> int:
     """Return about how much memory an append takes, before it was checked."""
-    size = 0
+    size = 512 * len(append.events)
     for event in append.events:
-        text = event.body if isinstance(event, OverlaySet) else event.sources if isinstance(event, PagesMerged) else ""
-        size += 512 + (len(text) if isinstance(text, str) else 128 * len(text) if isinstance(text, tuple) else 0)
+        if isinstance(event, OverlaySet):
+            size += len(str(event.body))
+        elif isinstance(event, PagesMerged):
+            size += len(str(event.sources))
     return size
