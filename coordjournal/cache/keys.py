@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import weakref
 import zlib
 from bisect import bisect_right
 from pathlib import Path
@@ -161,6 +162,7 @@ class _Run:
     def __init__(self, span: spans.Span, file: int, start: int) -> None:
         self.span = span
         self._file = file
+        self._closed = weakref.finalize(self, os.close, file)  # also where a replica is just let go of
         self._start = start
         self.count = int.from_bytes(span.extra[:8], "big")
         fences = span.extra[8:]
@@ -182,7 +184,7 @@ class _Run:
         return b"".join(self._block(number) for number in range(len(self._fences)))
 
     def close(self) -> None:
-        os.close(self._file)
+        self._closed()
 
     def _block(self, number: int) -> bytes:
         block = os.pread(self._file, _BLOCK, self._start + number * _BLOCK)

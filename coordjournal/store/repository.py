@@ -60,6 +60,7 @@ class Repository:
         draft = parent / f".{self.path.name}.{os.getpid()}.{os.urandom(4).hex()}"
         try:
             parent.mkdir(parents=True, exist_ok=True)
+            _sync_what_git_writes()
             pygit2.init_repository(str(draft), bare=True, initial_head="main")
             shutil.rmtree(draft / "hooks", ignore_errors=True)
             (draft / _OWN / "locks").mkdir(parents=True)
@@ -172,13 +173,17 @@ class Repository:
             self._checked = signature
 
 
+def _sync_what_git_writes() -> None:
+    """Tell libgit2, for the whole process, to sync: it does not read git's core.fsync."""
+    pygit2.settings.enable_fsync_gitdir(True)
+
+
 def _is_empty(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
 def _open(path: Path) -> pygit2.Repository:
-    # Ours would be lost in a power cut otherwise: libgit2 does not read git's core.fsync.
-    pygit2.settings.enable_fsync_gitdir(True)
+    _sync_what_git_writes()
     try:
         return pygit2.Repository(str(path), RepositoryOpenFlag.NO_SEARCH | RepositoryOpenFlag.BARE)
     except (pygit2.GitError, KeyError, OSError) as error:
