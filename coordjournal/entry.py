@@ -71,9 +71,9 @@ class Append(msgspec.Struct, frozen=True):
         check_actor(self.actor)
         check_time(self.at)
         if self.expect is not None and (type(self.expect) is not int or not 0 <= self.expect <= MAX_SEQ):
-            raise InvalidEvent(f"expect: a seq from 0 to {MAX_SEQ}, not {self.expect!r}")
-        if not self.events:
-            raise InvalidEvent("an append holds at least one event")
+            raise InvalidEvent(f"expect: a seq is a whole number from 0 to {MAX_SEQ}")
+        if not isinstance(self.events, tuple) or not self.events:
+            raise InvalidEvent("an append holds a tuple of at least one event")
         for position, event in enumerate(self.events):
             if not isinstance(event, EVENT_CLASSES):
                 raise InvalidEvent(f"event {position + 1}: {type(event).__name__} is not an event")
@@ -198,7 +198,11 @@ def decode_entries(data: bytes, first: int, commit: str, term: int) -> tuple[Ent
     for seq, line in enumerate(data[:-1].split(b"\n"), first):
         try:
             stored = _DECODER.decode(line)
-            stored.event.check()
+            stored.event.check(stored=True)
+            if seq == first:
+                check_key(stored.key)
+                check_actor(stored.actor)
+                check_time(stored.at)
         except (msgspec.MsgspecError, UnicodeError, InvalidName, InvalidEvent, RecursionError) as error:
             raise _undecodable(line, seq, commit, error) from error
         if stored.seq != seq:

@@ -18,19 +18,22 @@ MAX_NAME_BYTES: Final = 512
 MAX_MEDIA_TYPE_BYTES: Final = 255
 
 _FORBIDDEN_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
-# type/subtype with optional parameters: the printable ASCII that RFC 9110, section 8.3.1, lets through
-_MEDIA_TYPE = re.compile(r"[!#$&^_.+\-A-Za-z0-9]+/[!#$&^_.+\-A-Za-z0-9]+( *; *[\x21-\x7e]+=[\x20-\x7e]+)*")
+# A media type with parameters as RFC 9110, sections 5.6.6 and 8.3.1, writes it.
+_WORD = r"[!#$%&'*+\-.^_`|~A-Za-z0-9]+"
+_QUOTED = r'"(?:[ !\x23-\x5b\x5d-\x7e]|\\[ -~])*"'
+_MEDIA_TYPE = re.compile(rf"{_WORD}/{_WORD}(?: *; *{_WORD}=(?:{_WORD}|{_QUOTED}))*")
 
 
-def check_name(value: object, what: str) -> None:
+def check_name(value: object, what: str, *, stored: bool = False) -> None:
     """Check that `value` may name a page, an alias or an overlay; `what` it is goes into the error.
 
     A name is 1–512 bytes of UTF-8 in NFC, neither beginning nor ending with white space, without
-    control characters, surrogates, line and paragraph separators. Raises `InvalidName`.
+    control characters, surrogates, line and paragraph separators. Raises `InvalidName`. Of a `stored`
+    name NFC is not asked again: what it is depends on the version of Unicode, and so of Python.
     """
     if not isinstance(value, str):
         raise InvalidName(f"{what}: a name is text, not {type(value).__name__}")
-    if not _is_plain(value) and (fault := _name_fault(value)):
+    if not _is_plain(value) and (fault := _name_fault(value, stored=stored)):
         raise InvalidName(f"{what} {_shown(value)}: {fault}")
 
 
@@ -45,7 +48,7 @@ def _is_plain(value: object) -> bool:
     )
 
 
-def _name_fault(value: str) -> str:
+def _name_fault(value: str, *, stored: bool) -> str:
     if not value:
         return "a name is not empty"
     for position, char in enumerate(value[: MAX_NAME_BYTES + 1]):
@@ -57,7 +60,7 @@ def _name_fault(value: str) -> str:
         return f"a name has at most {MAX_NAME_BYTES} bytes of UTF-8, this one has {size}"
     if value[0].isspace() or value[-1].isspace():
         return "a name neither begins nor ends with white space"
-    if not unicodedata.is_normalized("NFC", value):
+    if not stored and not unicodedata.is_normalized("NFC", value):
         return "a name is in Unicode normalization form C; normalize it first"
     return ""
 
@@ -66,18 +69,22 @@ def _shown(value: str) -> str:
     return ascii(value if len(value) <= 60 else value[:57] + "...")
 
 
-def _short(name: str, limit: int = 60) -> str:
+def short(name: str, limit: int = 60) -> str:
+    """Return `name`, cut to `limit` characters, as words about it hold it."""
     return name if len(name) <= limit else name[: limit - 1] + "…"
 
 
 class _Event(msgspec.Struct, frozen=True, tag_field="type", forbid_unknown_fields=True):
     """What all events share."""
 
-    def check(self) -> None:
-        """Raise `InvalidName` or `InvalidEvent`, saying what and where, if not well formed."""
+    def check(self, *, stored: bool = False) -> None:
+        """Raise `InvalidName` or `InvalidEvent`, saying what and where, if not well formed.
+
+        `stored` is what the log has already: see `check_name`.
+        """
         for field, name in self._named():
             if not _is_plain(name):
-                check_name(name, f"{self.type}: {field}")
+                check_name(name, f"{self.type}: {field}", stored=stored)
 
     def names(self) -> tuple[str, ...]:
         """Return the names that the event touches, in field order."""
@@ -103,7 +110,7 @@ class AliasSet(_Event, frozen=True, tag="alias.set"):
     target: str
 
     def words(self) -> str:
-        return f"alias: {_short(self.alias)} → {_short(self.target)}"
+        return f"alias: {short(self.alias)} → {short(self.target)}"
 
 
 class AliasRemoved(_Event, frozen=True, tag="alias.removed"):
@@ -112,15 +119,15 @@ class AliasRemoved(_Event, frozen=True, tag="alias.removed"):
     alias: str
 
     def words(self) -> str:
-        return f"unalias: {_short(self.alias)}"
+        return f"unalias: {short(self.alias)}"
 
 
 class _Pair(_Event, frozen=True):
     a: str
     b: str
 
-    def check(self) -> None:
-        super().check()
+    def check(self, *, stored: bool = False) -> None:
+        super().check(stored=stored)
         if self.a == self.b:
             raise InvalidEvent(f"{self.type}: a and b are both {_shown(self.a)}; a binding ties two pages")
 
@@ -129,14 +136,14 @@ class PagesBound(_Pair, frozen=True, tag="binding.set"):
     """Pages `a` and `b` are the same page; unordered, transitive."""
 
     def words(self) -> str:
-        return f"bind: {_short(self.a)} = {_short(self.b)}"
+        return f"bind: {short(self.a)} = {short(self.b)}"
 
 
 class PagesUnbound(_Pair, frozen=True, tag="binding.removed"):
     """The binding of `a` and `b` is retracted."""
 
     def words(self) -> str:
-        return f"unbind: {_short(self.a)} ≠ {_short(self.b)}"
+        return f"unbind: {short(self.a)} ≠ {short(self.b)}"
 
 
 class PagesMerged(_Event, frozen=True, tag="merge"):
@@ -150,10 +157,10 @@ class PagesMerged(_Event, frozen=True, tag="merge"):
         if isinstance(sources, list):  # what a caller writes first; a struct is frozen throughout
             msgspec.structs.force_setattr(self, "sources", tuple(sources))
 
-    def check(self) -> None:
+    def check(self, *, stored: bool = False) -> None:
         if not isinstance(self.sources, tuple):
             raise InvalidEvent(f"{self.type}: sources is a tuple of names, not {type(self.sources).__name__}")
-        super().check()
+        super().check(stored=stored)
         if not self.tied():
             raise InvalidEvent(f"{self.type}: no source besides into {_shown(self.into)}; name another page")
 
@@ -164,7 +171,7 @@ class PagesMerged(_Event, frozen=True, tag="merge"):
     def words(self) -> str:
         first = self.sources[:3]
         more = f" and {len(self.sources) - 3} more" if len(self.sources) > 3 else ""
-        return f"merge: {', '.join(_short(s) for s in first)}{more} → {_short(self.into)}"
+        return f"merge: {', '.join(short(s) for s in first)}{more} → {short(self.into)}"
 
     def _named(self) -> tuple[tuple[str, str], ...]:
         numbered = tuple((f"sources[{n}]", source) for n, source in enumerate(self.sources))
@@ -178,7 +185,7 @@ class PageForked(_Event, frozen=True, tag="fork"):
     fork: str
 
     def words(self) -> str:
-        return f"fork: {_short(self.source)} ⇒ {_short(self.fork)}"
+        return f"fork: {short(self.source)} ⇒ {short(self.fork)}"
 
 
 class OverlaySet(_Event, frozen=True, tag="overlay.set"):
@@ -189,8 +196,8 @@ class OverlaySet(_Event, frozen=True, tag="overlay.set"):
     media_type: str
     body: str
 
-    def check(self) -> None:
-        super().check()
+    def check(self, *, stored: bool = False) -> None:
+        super().check(stored=stored)
         if not all(isinstance(text, str) for text in (self.media_type, self.body)):
             raise InvalidEvent(f"{self.type}: media_type and body are text")
         if len(self.media_type) > MAX_MEDIA_TYPE_BYTES or not _MEDIA_TYPE.fullmatch(self.media_type):
@@ -201,7 +208,7 @@ class OverlaySet(_Event, frozen=True, tag="overlay.set"):
             raise InvalidEvent(f"{self.type}: body is not UTF-8 text: {error.reason}") from error
 
     def words(self) -> str:
-        return f"overlay: {_short(self.overlay)} on {_short(self.page)}"
+        return f"overlay: {short(self.overlay)} on {short(self.page)}"
 
     def _named(self) -> tuple[tuple[str, str], ...]:
         return (("page", self.page), ("overlay", self.overlay))
@@ -217,7 +224,7 @@ class OverlayRemoved(_Event, frozen=True, tag="overlay.removed"):
     overlay: str
 
     def words(self) -> str:
-        return f"withdraw: {_short(self.overlay)} from {_short(self.page)}"
+        return f"withdraw: {short(self.overlay)} from {short(self.page)}"
 
     def names(self) -> tuple[str, ...]:
         return (self.page,)

@@ -68,11 +68,12 @@ class PersistentMap(Mapping[K, V]):
 
     def as_dict(self) -> dict[K, V]:
         """Return the whole map as one dict, which must not be changed; this version keeps it."""
-        if not self._layers:
+        layers = self._layers
+        if not layers:
             return {}
-        if len(self._layers) > 1:
-            merged = self._layers[-1]
-            for layer in reversed(self._layers[:-1]):
+        if len(layers) > 1:
+            merged = layers[-1]
+            for layer in reversed(layers[:-1]):
                 merged = merged | layer
             # One assignment of an equal value: a reader in another thread sees the old or the new.
             self._layers = (_without_gone(merged) if self._holed else merged,)

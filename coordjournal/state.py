@@ -24,8 +24,9 @@ from coordjournal.events import (
     PagesBound,
     PagesMerged,
     PagesUnbound,
+    short,
 )
-from coordjournal.groups import Groups, GroupsDraft, Lead, Tie
+from coordjournal.groups import Groups, GroupsDraft, Tie
 from coordjournal.persistent import MapDraft, PersistentMap
 from coordjournal.pointers import Pointers, PointersDraft
 
@@ -127,7 +128,8 @@ class CoordinationState:
                 return self._groups.ties.get(a, _NO_TIES).get(b, _NO_TIE).bound
             case PagesMerged(into=into):
                 ties = self._groups.ties.get(into, _NO_TIES)
-                return min(ties.get(source, _NO_TIE).merged for source in event.tied())
+                made = [ties.get(source, _NO_TIE).merged for source in event.tied()]
+                return max(made) if all(made) and (self._groups.merged.get(into) or 0) >= max(made) else 0
             case OverlaySet(page=page, overlay=name):
                 laid = self._overlays.get(page, _NO_OVERLAYS).get(name)
                 same = laid and (laid.media_type, laid.body) == (event.media_type, event.body)
@@ -142,6 +144,8 @@ class CoordinationState:
             self._aliases.facts == other._aliases.facts
             and self._forks.facts == other._forks.facts
             and self._groups.ties == other._groups.ties
+            and self._groups.ranks == other._groups.ranks
+            and self._groups.merged == other._groups.merged
             and self._overlays == other._overlays
             and self.groups == other.groups
         )
@@ -162,6 +166,10 @@ _NO_TIES: PersistentMap[str, Tie] = PersistentMap()
 _NO_TIE = Tie(0, 0)
 _NO_OVERLAYS: _Laid = PersistentMap()
 EMPTY: Final = CoordinationState()
+
+
+def _shown(name: str) -> str:
+    return repr(short(name))
 
 
 def _made_by(pointers: Pointers, name: str, target: str) -> int:
@@ -206,10 +214,10 @@ class StateDraft:
         """Return the next state; the draft must not be used afterwards."""
         base, state = self._base, CoordinationState()
         state.seq = self.seq
-        state._aliases = self._drafted_aliases.freeze() if self._drafted_aliases else base._aliases
-        state._forks = self._drafted_forks.freeze() if self._drafted_forks else base._forks
-        state._groups = self._drafted_groups.freeze() if self._drafted_groups else base._groups
-        state._overlays = self._drafted_overlays.freeze() if self._drafted_overlays else base._overlays
+        state._aliases = self._drafted_aliases.freeze() if self._drafted_aliases is not None else base._aliases
+        state._forks = self._drafted_forks.freeze() if self._drafted_forks is not None else base._forks
+        state._groups = self._drafted_groups.freeze() if self._drafted_groups is not None else base._groups
+        state._overlays = self._drafted_overlays.freeze() if self._drafted_overlays is not None else base._overlays
         return state
 
     @property
@@ -238,12 +246,13 @@ class StateDraft:
 
     def _alias_set(self, event: AliasSet, seq: int) -> None:
         if self._aliases.would_circle(event.alias, event.target):
-            raise AliasCycle(f"alias {event.alias!r} → {event.target!r}: {event.target!r} leads back to it")
+            alias, target = _shown(event.alias), _shown(event.target)
+            raise AliasCycle(f"alias {alias} → {target}: {target} leads back to it")
         self._aliases.set(event.alias, event.target, seq)
 
     def _alias_removed(self, event: AliasRemoved, _seq: int) -> None:
         if event.alias not in self._aliases:
-            raise NothingToRetract(f"{event.alias!r} is no alias")
+            raise NothingToRetract(f"{_shown(event.alias)} is no alias")
         self._aliases.remove(event.alias)
 
     def _bound(self, event: PagesBound, seq: int) -> None:
@@ -251,7 +260,7 @@ class StateDraft:
 
     def _unbound(self, event: PagesUnbound, _seq: int) -> None:
         if not self._groups.is_bound(event.a, event.b):
-            raise NothingToRetract(f"no binding ties {event.a!r} and {event.b!r}")
+            raise NothingToRetract(f"no binding ties {_shown(event.a)} and {_shown(event.b)}")
         self._groups.unbind(event.a, event.b)
 
     def _merged(self, event: PagesMerged, seq: int) -> None:
@@ -260,11 +269,11 @@ class StateDraft:
     def _forked(self, event: PageForked, seq: int) -> None:
         source, fork = event.source, event.fork
         if self._groups.are_one(source, fork):
-            raise NotForkable(f"{fork!r} and {source!r} are the same page")
+            raise NotForkable(f"{_shown(fork)} and {_shown(source)} are the same page")
         if (before := self._forks.get(fork)) is not None:
-            raise NotForkable(f"{fork!r} is a fork of {before!r} already")
+            raise NotForkable(f"{_shown(fork)} is a fork of {_shown(before)} already")
         if self._forks.would_circle(fork, source):
-            raise NotForkable(f"{source!r} descends from {fork!r}")
+            raise NotForkable(f"{_shown(source)} descends from {_shown(fork)}")
         self._groups.name(source, fork)
         self._forks.set(fork, source, seq)
 
@@ -277,7 +286,7 @@ class StateDraft:
     def _overlay_removed(self, event: OverlayRemoved, _seq: int) -> None:
         laid = self._overlays.get(event.page) or _NO_OVERLAYS
         if event.overlay not in laid:
-            raise NothingToRetract(f"no overlay {event.overlay!r} lies on {event.page!r}")
+            raise NothingToRetract(f"no overlay {_shown(event.overlay)} lies on {_shown(event.page)}")
         laid = laid.without(event.overlay)
         if laid:
             self._overlays[event.page] = laid
@@ -329,55 +338,6 @@ def fold(entries: Iterable[Entry | StoredEntry], state: CoordinationState = EMPT
     for entry in entries:
         draft.apply(entry)
     return draft.freeze()
-
-
-class Facts(msgspec.Struct, array_like=True):
-    """All that a state knows, in plain containers, to be stored and loaded as it is."""
-
-    seq: int
-    aliases: dict[str, tuple[str, int]]
-    forks: dict[str, tuple[str, int]]
-    ties: dict[str, dict[str, Tie]]
-    groups: dict[int, tuple[Lead, list[str]]]
-    ranks: dict[str, int]
-    merged: dict[str, int]
-    next_group: int
-    overlays: dict[str, dict[str, Overlay]]
-
-
-def to_facts(state: CoordinationState) -> Facts:
-    """Return what `state` knows; the containers may be shared with it and must not be changed."""
-    groups = state._groups
-    return Facts(
-        state.seq,
-        state._aliases.facts.as_dict(),
-        state._forks.facts.as_dict(),
-        {page: ties.as_dict() for page, ties in groups.ties.items()},
-        {group: (groups.leads[group], list(pages)) for group, pages in groups.members.items()},
-        groups.ranks.as_dict(),
-        groups.merged.as_dict(),
-        groups.next_group,
-        {page: laid.as_dict() for page, laid in state._overlays.items()},
-    )
-
-
-def from_facts(facts: Facts) -> CoordinationState:
-    """Return the state that gave `facts`, which it takes over."""
-    state = CoordinationState()
-    state.seq = facts.seq
-    state._aliases = Pointers(PersistentMap(facts.aliases))
-    state._forks = Pointers(PersistentMap(facts.forks))
-    state._groups = Groups(
-        PersistentMap({page: PersistentMap(ties) for page, ties in facts.ties.items()}),
-        PersistentMap({page: group for group, (_, pages) in facts.groups.items() for page in pages}),
-        PersistentMap({group: PersistentMap(dict.fromkeys(pages)) for group, (_, pages) in facts.groups.items()}),
-        PersistentMap({group: lead for group, (lead, _) in facts.groups.items()}),
-        PersistentMap(facts.ranks),
-        PersistentMap(facts.merged),
-        facts.next_group,
-    )
-    state._overlays = PersistentMap({page: PersistentMap(laid) for page, laid in facts.overlays.items()})
-    return state
 
 
 class _View(Mapping[str, Any]):

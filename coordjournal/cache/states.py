@@ -9,7 +9,8 @@ import msgspec
 
 from coordjournal.cache import spans
 from coordjournal.entry import Head
-from coordjournal.state import EMPTY, CoordinationState, Facts, from_facts, to_facts
+from coordjournal.facts import Facts, from_facts, to_facts
+from coordjournal.state import EMPTY, CoordinationState
 
 _KIND: Final = "state"
 _MIN_ENTRIES: Final = 4096  # fold that many in some 20 ms; not worth a file

@@ -20,6 +20,7 @@ LAYERS = [
     ["persistent"],
     ["pointers", "groups"],
     ["state"],
+    ["facts"],
     ["store", "retry"],
     ["cache"],
     ["replica"],
