@@ -104,7 +104,7 @@ def adopt(path: str | os.PathLike[str], *, dry_run: bool = False) -> Adopted:
             f"it is on a network file system ({kind})", str(repository.path), "copy it to a disk of this host"
         )
     journal = os.urandom(16).hex()
-    remotes = repository.use(lambda handle: [remote.name or "" for remote in handle.remotes])
+    remotes = sorted({name.split(".")[1] for name in _remote_settings(repository)})
     steps = [f"verify space {space}" for space in spaces]
     steps += [f"remove the remote {remote}, from which a fetch would overwrite the branches" for remote in remotes]
     steps.append(f"make it the embedded journal {journal}")
@@ -114,10 +114,21 @@ def adopt(path: str | os.PathLike[str], *, dry_run: bool = False) -> Adopted:
                 locks.enter_context(locked(repository.lock_path(space)))
             for space in spaces:
                 verify_space(store, space)
-            for remote in remotes:
-                repository.use(lambda handle, name=remote: handle.remotes.delete(name))  # type: ignore[misc]
+            _forget_remotes(repository)
             write_owner(repository.path / "config", Owner(_EMBEDDED, journal))
     return Adopted(journal, len(spaces), changed=True, steps=steps)
+
+
+def _remote_settings(repository: Repository) -> set[str]:
+    config = pygit2.Config(str(repository.path / "config"))
+    return {entry.name for entry in config if entry.name.startswith("remote.")}
+
+
+def _forget_remotes(repository: Repository) -> None:
+    """Delete the settings of all remotes; libgit2's own way would delete the branches with a mirror's."""
+    config = pygit2.Config(str(repository.path / "config"))
+    for name in _remote_settings(repository):
+        config.delete_multivar(name, ".*")
 
 
 def doctor(path: str | os.PathLike[str] | None) -> list[Finding]:

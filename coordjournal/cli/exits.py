@@ -1,0 +1,134 @@
+"""How the program ends: exit codes, and errors in words or in JSON."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import click
+
+from coordjournal.cli.options import Settings
+from coordjournal.cli.output import StdoutLost, note
+from coordjournal.errors import (
+    Conflict,
+    CoordJournalError,
+    NotFound,
+    OperatorNeeded,
+    Rejected,
+    Unavailable,
+    Undecided,
+)
+
+OTHER: Final = 1
+USAGE: Final = 2
+NOT_FOUND: Final = 3
+REFUSED: Final = 4
+TRY_AGAIN: Final = 5
+OPERATOR: Final = 6
+# What a shell shows for a program that a signal ended: 128 and its number.
+INTERRUPTED: Final = 130
+PIPE_CLOSED: Final = 141
+TERMINATED: Final = 143
+
+_CODES: Final[tuple[tuple[type[BaseException], int], ...]] = (
+    (click.ClickException, USAGE),
+    (NotFound, NOT_FOUND),
+    (Rejected, REFUSED),
+    (Conflict, REFUSED),
+    (Unavailable, TRY_AGAIN),
+    (Undecided, TRY_AGAIN),
+    (OperatorNeeded, OPERATOR),
+)
+
+
+def exit_code(error: BaseException) -> int:
+    """Return the exit code for an error."""
+    return next((code for kind, code in _CODES if isinstance(error, kind)), OTHER)
+
+
+def error_document(error: BaseException) -> dict[str, str]:
+    """Return what JSON output says of an error: its name in snake case, and what it says."""
+    return {"code": _code(error), "message": encodable(message(error)) or ""}
+
+
+def _code(error: BaseException) -> str:
+    if isinstance(error, CoordJournalError):
+        return error.code
+    if isinstance(error, click.ClickException):
+        return "usage_error"
+    name = type(error).__name__
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def message(error: BaseException) -> str:
+    """Return what an error says, without where in the program it was raised."""
+    if isinstance(error, CoordJournalError):
+        return str(error)
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return f"{error.ctx.command_path}: which command? see --help"
+    if isinstance(error, click.ClickException):
+        return error.format_message()
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    if isinstance(error, StdoutLost):
+        return str(error)
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def encodable(text: str | None) -> str | None:
+    """Return `text` with what UTF-8 cannot hold escaped."""
+    return None if text is None else text.encode("utf-8", "backslashreplace").decode()
+
+
+def tell(error: BaseException, settings: Settings) -> None:
+    """Print an error: in JSON to stdout, where the data would have been, else in words to stderr."""
+    if not settings.out.is_table and not isinstance(error, StdoutLost):
+        settings.out.document({"error": error_document(error)})
+        settings.out.flush()
+    elif isinstance(error, click.exceptions.NoArgsIsHelpError):
+        note(error.message)
+    else:
+        note(message(error), label="error:", color="red" if settings.color(sys.stderr) else None)
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            note(f"try: {error.ctx.command_path} --help")
+    if settings.verbose and not isinstance(error, (click.ClickException, StdoutLost)):
+        note("".join(traceback.format_exception(error)).rstrip())
+
+
+class _Words(logging.Handler):
+    """The library's log on stderr: warnings, with -v what goes on, with -vv everything."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self._settings = settings
+
+    def emit(self, record: logging.LogRecord) -> None:
+        verbose = self._settings.verbose
+        if record.levelno < (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]:
+            return
+        text = record.getMessage()
+        if record.exc_info and record.exc_info[1]:
+            error = record.exc_info[1]
+            text += f": {message(error)}"
+            if verbose:
+                text += "\n" + "".join(traceback.format_exception(error)).rstrip()
+        note(text, label=f"{record.levelname.lower()}:")
+
+
+@contextmanager
+def library_log(settings: Settings) -> Iterator[None]:
+    """Show the library's log on stderr, as far as the options ask for it."""
+    logger = logging.getLogger("coordjournal")
+    handler, level = _Words(settings), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

@@ -1,0 +1,135 @@
+"""`init`, `verify`, `compact`, `adopt`, `doctor`: what an operator does with a repository."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from coordjournal.cli.exits import OPERATOR
+from coordjournal.cli.options import Command, Settings, complete_space
+from coordjournal.cli.output import Column, note
+from coordjournal.cli.text import count, plain
+
+if TYPE_CHECKING:
+    from coordjournal.maintenance import Finding
+
+_VERIFIED_COLUMNS: Final = (
+    Column[Any]("SPACE", lambda space: space.space, "cyan"),
+    Column[Any]("APPENDS", lambda space: f"{space.appends:,}", right=True),
+    Column[Any]("ENTRIES", lambda space: f"{space.entries:,}", right=True),
+    Column[Any]("SEQ", lambda space: str(space.seq), "green", right=True),
+    Column[Any]("COMMIT", lambda space: space.commit[:12], "yellow"),
+)
+_VERDICTS: Final[dict[bool | None, tuple[str, str]]] = {
+    True: ("ok", "green"),
+    False: ("WRONG", "red"),
+    None: ("-", "blue"),
+}
+
+
+@click.command(cls=Command)
+@click.pass_obj
+def init(settings: Settings) -> None:
+    """Make the repository; one that is there stays as it is."""
+    from coordjournal import maintenance
+
+    owner = maintenance.init(settings.repo)
+    found = {"repo": str(settings.repo.absolute()), "authority": owner.authority, "journal": owner.journal}
+    if settings.out.is_table:
+        settings.out.pairs(found.items())
+    else:
+        settings.out.document(found)
+
+
+@click.command(cls=Command)
+@click.argument("space", required=False, shell_complete=complete_space)
+@click.pass_obj
+def verify(settings: Settings, space: str | None) -> None:
+    """Walk everything and name the first fault and its place.
+
+    All of SPACE, or of all spaces: hashes, commits, trees that only gain, seqs without a gap, keys, the
+    bytes of entries, the fold.
+    """
+    from coordjournal import maintenance
+
+    found = maintenance.verify(settings.repo, space)
+    settings.out.items(found, _VERIFIED_COLUMNS, _fields)
+    settings.out.flush()
+    entries = sum(verified.entries for verified in found)
+    note(f"sound: {count(len(found), 'space')}, {count(entries, 'entry', 'entries')}")
+
+
+@click.command(cls=Command)
+@click.pass_obj
+def compact(settings: Settings) -> None:
+    """Make one pack of all; others may append meanwhile."""
+    from coordjournal import maintenance
+
+    found = maintenance.compact(settings.repo)
+    out = settings.out
+    if not out.is_table:
+        out.document(_fields(found))
+        return
+    out.line(f"packs {found.packs_before:,} → {found.packs_after:,}")
+    out.line(f"bytes {found.bytes_before:,} → {found.bytes_after:,}")
+    if not found.objects:
+        out.flush()
+        note("there was nothing to compact")
+
+
+@click.command(cls=Command)
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.pass_obj
+def adopt(settings: Settings, dry_run: bool) -> None:
+    """Make a mirror clone a journal of its own.
+
+    The way back from a backup. Only when nobody appends to the original any more: two journals with one
+    past cannot be joined.
+    """
+    from coordjournal import maintenance
+
+    found = maintenance.adopt(settings.repo, dry_run=dry_run)
+    out = settings.out
+    if not out.is_table:
+        out.document({**_fields(found), "dry_run": dry_run})
+        return
+    for step in found.steps:
+        out.line(plain(step))
+    out.flush()
+    if not found.changed:
+        note("it is a journal of its own already; nothing was changed")
+    elif dry_run:
+        note("nothing was changed: this is what would be done")
+
+
+@click.command(cls=Command)
+@click.pass_obj
+def doctor(settings: Settings) -> int:
+    """Tell what is installed, found, and wrong.
+
+    With what to do about it. The exit code is 6 if anything is wrong.
+    """
+    from coordjournal import maintenance
+
+    findings = maintenance.doctor(settings.repo_or_none)
+    out = settings.out
+    if out.is_table:
+        widest = max(len(finding.name) for finding in findings)
+        for finding in findings:
+            verdict, color = _VERDICTS[finding.ok]
+            found = plain(finding.found) + (f"; {plain(finding.advice)}" if finding.advice else "")
+            out.line(f"{out.style(verdict.ljust(5), color)}  {finding.name.ljust(widest)}  {found}")
+    else:
+        out.items(findings, (), _finding)
+    return OPERATOR if any(finding.ok is False for finding in findings) else 0
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    return _fields(finding)
+
+
+def _fields(found: Any) -> dict[str, Any]:
+    """Return a named tuple as JSON shows it."""
+    fields: dict[str, Any] = found._asdict()
+    return fields

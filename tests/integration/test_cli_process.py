@@ -1,0 +1,188 @@
+"""The program as a process: signals, pipes that close, terminals, bytes that are no text."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from coordjournal.cli import main
+from tests.cli import Shell, documents, streams
+from tests.support import CHECKOUT
+
+
+@pytest.fixture
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
+    return Shell(tmp_path, monkeypatch)
+
+
+def the(stream: IO[bytes] | None) -> IO[bytes]:
+    assert stream is not None
+    return stream
+
+
+def many(shell: Shell, count: int) -> None:
+    """Append so much that what is printed of it does not fit into a pipe."""
+    line = b'{"event":{"type":"overlay.set","page":"p","overlay":"o","media_type":"text/plain","body":"%s"}}\n'
+    shell.ok("pipe", "s", stdin=line % (b"x" * 1000) * count)
+
+
+def until_open(process: subprocess.Popen[bytes], file: Path) -> None:
+    """Wait until a process has opened a file; for a while, where the system does not tell."""
+    deadline = time.monotonic() + 5.0
+    while time.monotonic() < deadline:
+        for opened in Path(f"/proc/{process.pid}/fd").glob("*"):
+            try:
+                if opened.readlink() == file:
+                    return
+            except OSError:
+                continue  # closed meanwhile
+        time.sleep(0.02)
+
+
+def test_the_program_is_a_module(shell: Shell) -> None:
+    ended = shell.run("append", "s", "alias", "a", "b", "-o", "json")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.json["seq"] == 1
+    assert shell.run("show", "s", "2").code == 3
+
+
+def test_a_reader_that_left_is_not_talked_about(shell: Shell) -> None:
+    many(shell, 300)
+    for words, unbuffered in (
+        (["log", "s", "-o", "jsonl"], ""),
+        (["log", "s", "-o", "json"], ""),
+        (["log", "s", "-o", "json"], "1"),
+        (["log", "s", "--follow", "-o", "jsonl"], ""),
+    ):
+        with shell.start(*words, env={"PYTHONUNBUFFERED": unbuffered}) as process:
+            assert the(process.stdout).read(10)
+            the(process.stdout).close()
+            assert process.wait(10) == 141
+            assert the(process.stderr).read() == b""
+
+
+def test_follow_ends_when_its_reader_left_though_nothing_comes(shell: Shell) -> None:
+    shell.ok("append", "s", "alias", "a", "b")
+    with shell.start("log", "s", "--follow", "-o", "jsonl") as process:
+        assert the(process.stdout).readline()
+        the(process.stdout).close()
+        assert process.wait(10) == 141
+        assert the(process.stderr).read() == b""
+
+
+def test_follow_sees_what_another_process_appends(shell: Shell) -> None:
+    shell.ok("append", "s", "alias", "a", "b")
+    with shell.start("log", "s", "--follow", "--type", "alias.set", "--upto", "4", "-o", "json") as process:
+        assert documents([the(process.stdout).readline()])[0]["seq"] == 1
+        assert shell.run("append", "s", "alias", "c", "d").code == 0
+        assert documents([the(process.stdout).readline()])[0]["event"]["alias"] == "c"
+        shell.ok("append", "s", "bind", "x", "y")
+        shell.ok("append", "s", "alias", "e", "f")
+        assert documents([the(process.stdout).readline()])[0]["seq"] == 4
+        assert process.wait(10) == 0, "--upto ends it"
+
+
+def test_follow_waits_for_a_space_that_is_yet_to_come(shell: Shell) -> None:
+    shell.ok("init")
+    with shell.start("log", "s", "--follow", "-n", "0") as process:
+        assert the(process.stderr).readline() == b"nothing has been decided in 's' yet\n"
+        shell.ok("append", "s", "alias", "a", "b")
+        lines = [the(process.stdout).readline(), the(process.stdout).readline()]
+        assert lines[0].split()[0] == b"SEQ"
+        assert lines[1].split()[0] == b"1"
+        process.terminate()
+        assert process.wait(10) == 143
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_it_in_order(shell: Shell, number: signal.Signals, code: int) -> None:
+    shell.ok("append", "s", "alias", "a", "b")
+    with shell.start("log", "s", "--follow", "-o", "jsonl") as process:
+        the(process.stdout).readline()
+        process.send_signal(number)
+        assert process.wait(10) == code
+        assert the(process.stderr).read() == b""
+
+
+def test_ctrl_c_while_an_append_waits_names_the_key(shell: Shell) -> None:
+    from coordjournal.store.files import locked
+
+    shell.ok("init")
+    with locked(shell.repo / "coordjournal" / "locks" / "s"), shell.start("append", "s", "alias", "a", "b") as process:
+        until_open(process, shell.repo / "coordjournal" / "locks" / "s")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(5) == 130
+        assert b"--key " in the(process.stderr).read()
+
+
+def test_output_that_cannot_be_written_is_an_error(shell: Shell) -> None:
+    shell.ok("append", "s", "alias", "a", "b")
+    with Path("/dev/full").open("wb") if Path("/dev/full").exists() else pytest.skip("no /dev/full") as full:
+        ended = shell.run("log", "s", stdout=full)
+    assert (ended.code, ended.err) == (1, "error: the output cannot be written: No space left on device\n")
+
+
+@pytest.mark.parametrize(("closed", "code"), [("<&-", 2), (">&-", 1), ("2>&-", 0)])
+def test_streams_that_a_shell_closed(shell: Shell, closed: str, code: int) -> None:
+    words = {"<&-": "pipe s", ">&-": "spaces", "2>&-": "spaces"}[closed]
+    shell.ok("append", "s", "alias", "a", "b")
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$0" -m coordjournal {words} {closed}', sys.executable],
+        capture_output=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+    )
+    assert done.returncode == code
+    assert b"Traceback" not in done.stderr
+    assert b"Exception" not in done.stderr
+
+
+def test_bytes_that_are_no_text(shell: Shell) -> None:
+    wrong = os.fsdecode(b"\xff")
+    ended = shell.run("append", "s", "alias", wrong, "b", "-o", "json")
+    assert ended.code == 4
+    assert ended.json["error"]["code"] == "invalid_name"
+    for words in (["spaces", "--repo", wrong], [wrong], ["append", "s", "overlay", "p", "o", wrong]):
+        ended = shell(*words, "-o", "json")
+        assert (ended.code, ended.json["error"]["code"]) == (2, "usage_error")
+
+
+def test_a_terminal_that_knows_little(shell: Shell) -> None:
+    shell.ok("append", "s", "alias", "a", "ü")
+    ended = shell.run("log", "s", env={"PYTHONIOENCODING": "ascii"})
+    assert ended.code == 0
+    assert "alias a \\u2192 \\xfc" in ended.out
+
+
+def in_a_terminal(shell: Shell, *words: str) -> str:
+    """Run a command with a terminal for its stdout and return what it printed there."""
+    mine, its = pty.openpty()
+    try:
+        with open(its, "wb", buffering=0) as terminal, streams(io.BytesIO(), terminal, io.BytesIO()):  # noqa: PTH123  # it has no path
+            assert main(list(words)) == 0
+            return os.read(mine, 1 << 16).decode()
+    finally:
+        os.close(mine)
+
+
+def test_colour_is_for_terminals_that_want_it(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    shell.ok("append", "s", "alias", "a", "b")
+    assert "\x1b[" in in_a_terminal(shell, "log", "s")
+    assert "\x1b[" not in in_a_terminal(shell, "log", "s", "--no-color")
+    assert "\x1b[" not in in_a_terminal(shell, "log", "s", "-o", "jsonl")
+    assert "\x1b[" not in shell.ok("log", "s").out
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[" not in in_a_terminal(shell, "log", "s")
+    monkeypatch.setenv("NO_COLOR", "")
+    assert "\x1b[" in in_a_terminal(shell, "log", "s"), "an empty one says nothing"
+    monkeypatch.setenv("TERM", "dumb")
+    assert "\x1b[" not in in_a_terminal(shell, "log", "s")
