@@ -72,7 +72,8 @@ class Append(msgspec.Struct, frozen=True):
         check_time(self.at)
         if self.expect is not None and (type(self.expect) is not int or not 0 <= self.expect <= MAX_SEQ):
             raise InvalidEvent(f"expect: a seq is a whole number from 0 to {MAX_SEQ}")
-        if not isinstance(self.events, tuple) or not self.events:
+        events: object = self.events
+        if not (isinstance(events, tuple) and events):
             raise InvalidEvent("an append holds a tuple of at least one event")
         for position, event in enumerate(self.events):
             if not isinstance(event, EVENT_CLASSES):

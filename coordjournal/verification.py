@@ -94,7 +94,10 @@ class _Walk:
         self.appends += 1
 
     def _trees(self, handle: pygit2.Repository, info: message.CommitInfo) -> tuple[tree.Spine, bytes]:
-        """Return the trees after this append and its file: the trees before it, and that file."""
+        """Return the trees after this append, and its file: they must be the trees before it and that file.
+
+        All that is new in them is read on the way to the file.
+        """
         root = bytes.fromhex(info.tree)
 
         def read(oid: bytes) -> bytes:
@@ -108,14 +111,12 @@ class _Walk:
             spine = tree.Spine(about)
         else:
             spine = self._spine.copy()
-        (first, blob) = next(tree.files(root, info.first, read), (0, b""))
+        first, blob = tree.last_file(root, read)
         if first != info.first:
-            raise Corrupt(f"the tree lacks the file {tree.event_path(info.first)}", f"tree {info.tree}")
+            raise Corrupt(f"the last file is not {tree.event_path(info.first)}", f"tree {info.tree}")
         expected = spine.add(first, blob)
         if expected[-1][0] != root:
             raise Corrupt("the tree is not the one before it and one file", f"tree {info.tree}")
-        for oid, _ in expected:
-            read(oid)
         return spine, _read(handle, blob.hex(), pack.BLOB)
 
 

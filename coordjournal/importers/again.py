@@ -9,14 +9,14 @@ from itertools import islice
 from coordjournal.entry import Entry
 from coordjournal.errors import Rejected
 from coordjournal.importers.known import Known
-from coordjournal.importers.report import Asked, Item
+from coordjournal.importers.report import Asked, Item, There
 from coordjournal.state import EMPTY, CoordinationState, fold, judge
 
 
-def refused_again(
+def again(
     items: Callable[[], Iterable[Item]], entries: Iterator[Entry], known: Known, now: CoordinationState
-) -> Iterator[Item]:
-    """Yield `items()`, with the appends that an earlier run of the same import refused as rejects.
+) -> Iterator[Item | There]:
+    """Yield `items()`: what the log has as `There`, and what an earlier run refused as rejects once more.
 
     Keys alone do not make a second run idle: it might do what the first one refused, such as the
     retraction of something that came later. So an append that is not among the `known`, while a later
@@ -30,7 +30,11 @@ def refused_again(
     for number, item in enumerate(items()):
         while turns and turns[0][0] <= number:
             turns.popleft()
-        if turns and turns[0][1] >= state.seq and isinstance(item, Asked) and _is_new(item, known):
+        use = known.find(item) if isinstance(item, Asked) else None
+        if use and use.same:
+            yield There(item.key)
+            continue
+        if isinstance(item, Asked) and use is None and turns and turns[0][1] >= state.seq and _is_well_formed(item):
             state = fold(islice(entries, turns[0][1] - state.seq), state)
             if refusal := _refusal(item, state):
                 yield from item.refused(refusal if _refusal(item, now) else _as_then(refusal, state.seq))
@@ -53,10 +57,6 @@ def _turns(items: Iterable[Item], known: Known) -> deque[tuple[int, int]]:
             turns.append((number, use.first - 1))
             after_new = False
     return turns
-
-
-def _is_new(item: Asked, known: Known) -> bool:
-    return _is_well_formed(item) and known.find(item) is None
 
 
 def _is_well_formed(item: Asked) -> bool:

@@ -36,7 +36,7 @@ class Known:
         self._uses[_digest(append.key.encode())] = _content(append) + first.to_bytes(_SEQ_BYTES, "big")
 
     def find(self, append: Append) -> Use | None:
-        """Return what the key of `append`, which is well formed, was used for; None if it was not."""
+        """Return what the key of `append` was used for; None if it was not."""
         use = self._uses.get(_digest(append.key.encode()))
         if use is None:
             return None

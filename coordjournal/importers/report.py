@@ -45,5 +45,11 @@ class Asked(Append, frozen=True):
             yield Reject(place, self.key, reason, refusal.code)
 
 
+class There(msgspec.Struct, frozen=True):
+    """An append of the input that the log was found to have already, under `key`."""
+
+    key: str
+
+
 Item = Asked | Reject
 """What an importer reads from its input, in the input's order."""

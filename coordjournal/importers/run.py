@@ -7,10 +7,10 @@ from contextlib import closing
 
 from coordjournal.entry import Receipt
 from coordjournal.errors import Conflict, NotFound, Rejected
-from coordjournal.importers.again import refused_again
+from coordjournal.importers.again import again
 from coordjournal.importers.known import known_in
 from coordjournal.importers.rehearsal import rehearsed
-from coordjournal.importers.report import Imported, Item, Reject
+from coordjournal.importers.report import Imported, Item, Reject, There
 from coordjournal.log import DecisionLog
 from coordjournal.replay import decided
 from coordjournal.state import EMPTY, CoordinationState
@@ -53,6 +53,8 @@ class Import:
                 told: Iterable[Reject] = ()
                 if isinstance(item, Reject):
                     told = (item,)
+                elif isinstance(item, There):
+                    duplicates += 1
                 elif isinstance(outcome, Receipt):
                     duplicates += outcome.duplicate
                     appended += not outcome.duplicate
@@ -68,10 +70,10 @@ class Import:
 
     def _outcomes(
         self, items: Callable[[], Iterable[Item]]
-    ) -> Generator[tuple[Item, Receipt | Rejected | Conflict | None], None, None]:
+    ) -> Generator[tuple[Item | There, Receipt | Rejected | Conflict | None], None, None]:
         if self._known:
             entries = self._log.events(self._space, upto=self._now.seq)
-            asked: Iterable[Item] = refused_again(items, entries, self._known, self._now)
+            asked: Iterable[Item | There] = again(items, entries, self._known, self._now)
         else:
             asked = items()
         if self._dry_run:

@@ -1,29 +1,35 @@
 """Compaction: many small packs become one, without losing anything, reachable or not.
 
 Steps: take the compactor's lock → list the inputs → write the union of their objects as one pack among
-the drafts → check that it holds every object → move it in, kept → delete the inputs → tell every process
-to open new handles. A crash between two steps leaves objects twice, or a draft; never once too few.
+the drafts, synced → check that it holds every object → move it in, kept → delete the inputs → tell every
+process to open new handles. A crash between two steps leaves objects twice, or a draft; never one too few.
+
+Entries are copied as they are. Once there is enough of it, and on demand, older versions of a tree
+become deltas on the newest one: they are its beginning, so that no search is needed.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import pygit2
-from pygit2 import Oid, PackBuilder
 
 from coordjournal.errors import Corrupt, Unavailable
 from coordjournal.store import pack
 from coordjournal.store.files import locked, sync_directory
+from coordjournal.store.message import tree_and_parent
+from coordjournal.store.packfile import Entry, PackFile, PackWriter, object_ids, prefix_delta
 from coordjournal.store.repository import Repository
+from coordjournal.store.tree import TREE, last_entry
 
 _DUE_PACKS: Final = 64
 _GROWTH: Final = 2  # packs that are left alone are each so many times larger than all smaller ones
+_SHRINK_BYTES: Final = 4 << 20  # about a thousand appends; what was shrunk once is only copied afterwards
 _DRAFT_SECONDS: Final = 3600.0
 
 logger = logging.getLogger(__name__)
@@ -49,13 +55,14 @@ def compact_if_due(repository: Repository) -> Compacted | None:
     with locked(repository.lock_path("compaction"), wait=False) as mine:
         if not mine:
             return None
-        return _compact(repository, _small(pack.ours(repository.packs)))
+        inputs = _small(pack.ours(repository.packs))
+        return _compact(repository, inputs, shrink=_size(inputs) >= _SHRINK_BYTES, compress=False)
 
 
 def compact(repository: Repository) -> Compacted:
     """Make one pack of all; waits for another compactor. Raises `Unavailable` if the disk is full."""
     with locked(repository.lock_path("compaction")):
-        return _compact(repository, pack.ours(repository.packs))
+        return _compact(repository, pack.ours(repository.packs), shrink=True, compress=True)
 
 
 def _small(indexes: list[Path]) -> list[Path]:
@@ -73,18 +80,17 @@ def _small(indexes: list[Path]) -> list[Path]:
     return taken
 
 
-def _compact(repository: Repository, inputs: list[Path]) -> Compacted:
+def _compact(repository: Repository, inputs: list[Path], *, shrink: bool, compress: bool) -> Compacted:
     before = pack.ours(repository.packs)
     size_before = _size(before)
     _sweep_drafts(repository.drafts())
     if len(inputs) < 2:
         return Compacted(len(before), len(before), size_before, size_before, 0)
     try:
-        union = sorted({oid for index in inputs for oid in pack.object_ids(index)})
+        union = {oid for index in inputs for oid in object_ids(index)}
+        result = _write_union(repository, inputs, union, shrink=shrink, compress=compress)
     except ValueError as error:
         raise Corrupt(str(error), str(repository.packs)) from error
-    try:
-        result = _write_union(repository, union)
     except OSError as error:
         raise Unavailable(f"the disk does not take the compacted pack: {error}") from error
     for index in inputs:
@@ -98,32 +104,142 @@ def _compact(repository: Repository, inputs: list[Path]) -> Compacted:
     return Compacted(len(before), len(after), size_before, _size(after), len(union))
 
 
-def _write_union(repository: Repository, union: list[bytes]) -> str:
+def _write_union(repository: Repository, inputs: list[Path], union: set[bytes], *, shrink: bool, compress: bool) -> str:
     """Write a durable pack of the objects `union`, check it, move it in; return its name."""
-    draft = repository.drafts() / f"compaction-{time.time_ns()}"
-    draft.mkdir()
+    draft = repository.drafts() / f"compaction-{time.time_ns()}" / "pack"
+    draft.mkdir(parents=True)
+    packs: list[PackFile] = []
+    writer = PackWriter(draft / "union.pack", len(union))
     try:
-        repository.use(lambda handle: _build(handle, union, draft))
-        (index,) = draft.glob("pack-*.idx")
-        if sorted(pack.object_ids(index)) != union:
-            raise Corrupt("the compacted pack lacks objects; the packs are left as they were", str(draft))
-        for file in (index.with_suffix(".pack"), index):
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
-        pack.move_in(index.with_suffix(".pack"), index, repository.packs, index.stem)
-        return index.stem
+        packs.extend(map(PackFile, inputs))
+        packs.sort(key=lambda opened: not opened.is_plain())
+        made, bases = _copy(writer, packs, _deltas(packs) if shrink else {}, compress=compress)
+        name = writer.finish()
+        _check(draft, union, list(union) if compress else made, bases)
+        pack.move_in(draft / "union.pack", draft / "union.idx", repository.packs, name)
+        return name
     finally:
-        for file in draft.iterdir():
-            file.unlink(missing_ok=True)
-        draft.rmdir()
+        writer.close()
+        for opened in packs:
+            opened.close()
+        shutil.rmtree(draft.parent, ignore_errors=True)
 
 
-def _build(handle: pygit2.Repository, union: list[bytes], draft: Path) -> None:
-    builder = PackBuilder(handle)
-    builder.set_threads(1)
-    for oid in union:
-        builder.add(Oid(raw=oid))
-    builder.write(draft)
+def _copy(
+    writer: PackWriter, packs: list[PackFile], deltas: dict[bytes, tuple[bytes, bytes]], *, compress: bool
+) -> tuple[list[bytes], dict[bytes, bytes]]:
+    """Copy every object once; return the ids of those that stand there in a new form, and the deltas' bases.
+
+    No circle of deltas can come about: a pack's objects are taken together with their bases, which it
+    holds itself, unless an earlier pack gave them; `deltas` are of plain packs, which come first.
+    """
+    done: set[bytes] = set()
+    made, bases = [], {}
+    for opened in packs:
+        for entry in opened.entries:
+            if entry.oid in done:
+                continue
+            done.add(entry.oid)
+            if (delta := deltas.get(entry.oid)) is not None:
+                writer.add_delta(entry.oid, *delta)
+                made.append(entry.oid)
+                bases[entry.oid] = delta[0]
+            elif compress and (kind := opened.kind(entry)) in (pack.COMMIT, pack.BLOB):
+                writer.add_compressed(entry.oid, kind, opened.raw(entry))
+                made.append(entry.oid)
+            else:
+                data, crc, base = opened.copy(entry)
+                writer.add(entry.oid, data, crc)
+                if base:
+                    bases[entry.oid] = base
+    return made, bases
+
+
+def _deltas(packs: list[PackFile]) -> dict[bytes, tuple[bytes, bytes]]:
+    """Return (base, delta) for every tree of our own packs that is an older version of another one in them.
+
+    The commits are walked from the newest back, so that the first tree that is seen of a directory is the
+    newest one: the base of all others, which are its beginning. No delta has a delta as its base.
+    """
+    plain = [opened for opened in packs if opened.is_plain()]
+    where = {entry.oid: (opened, entry) for opened in plain for entry in opened.entries}
+    commits: dict[bytes, tuple[bytes, bytes]] = {}
+    for opened in plain:
+        for entry in opened.entries:
+            if opened.kind(entry) == pack.COMMIT and (ids := tree_and_parent(opened.raw(entry))):
+                commits[entry.oid] = ids
+    parents = {parent for _, parent in commits.values()}
+    deltas: dict[bytes, tuple[bytes, bytes]] = {}
+    bases: set[bytes] = set()
+    for tip in commits.keys() - parents:
+        newest: dict[bytes, tuple[bytes, bytes]] = {}
+        commit = tip
+        while commit in commits:
+            root, parent = commits.pop(commit)
+            for path, oid in _spine(where, root):
+                if oid in deltas or oid in bases:
+                    continue
+                opened, entry = where[oid]
+                raw = opened.raw(entry)
+                base = newest.get(path)
+                delta = prefix_delta(base[1], raw) if base is not None else None
+                if base is not None and delta is not None:
+                    deltas[oid] = (base[0], delta)
+                else:
+                    newest[path] = (oid, raw)
+                    bases.add(oid)
+            commit = parent
+    return deltas
+
+
+def _spine(where: dict[bytes, tuple[PackFile, Entry]], root: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield (path, id) of the last directory of each level below a root tree, as far as it is at hand."""
+    path, name, oid = b"", b"events", _directory(where, root, b"events")
+    while oid is not None and oid in where:
+        path += name + b"/"
+        yield path, oid
+        opened, entry = where[oid]
+        raw = opened.raw(entry)
+        mode, name, oid = last_entry(raw)
+        if mode != TREE:
+            return
+
+
+def _directory(where: dict[bytes, tuple[PackFile, Entry]], root: bytes, name: bytes) -> bytes | None:
+    if root not in where:
+        return None
+    opened, entry = where[root]
+    raw = opened.raw(entry)
+    start = raw.find(TREE + b" " + name + b"\0")
+    at = start + len(TREE) + len(name) + 2
+    return raw[at : at + 20] if start == 0 else None
+
+
+def _check(draft: Path, union: set[bytes], read: list[bytes], bases: dict[bytes, bytes]) -> None:
+    """See that the written pack stands: it has every object, every delta ends at a whole one, git reads `read`."""
+    damaged = Corrupt("the compacted pack does not stand; the packs are left as they were", str(draft))
+    if set(object_ids(draft / "union.idx")) != union:
+        raise damaged
+    whole = union - bases.keys()
+    for oid in bases:
+        steps = [oid]
+        while steps[-1] not in whole:
+            base = bases.get(steps[-1])
+            if base is None or len(steps) > len(bases):
+                raise damaged
+            steps.append(base)
+        whole.update(steps)
+    (draft / "union.idx").rename(draft / "pack-union.idx")
+    (draft / "union.pack").rename(draft / "pack-union.pack")
+    odb = pygit2.Odb()
+    odb.add_backend(pygit2.OdbBackendPack(str(draft.parent)), 1)
+    try:
+        for oid in read:
+            odb.read(pygit2.Oid(raw=oid))  # computes the id anew, and compares
+    except (KeyError, pygit2.GitError) as error:
+        raise damaged from error
+    (draft / "pack-union.idx").rename(draft / "union.idx")
+    (draft / "pack-union.pack").rename(draft / "union.pack")
 
 
 def _size(indexes: list[Path]) -> int:

@@ -226,7 +226,7 @@ class GitStore:
 
     def load(self, space: str, commit: str) -> Appended:  # noqa: ARG002  # likewise
         info = self._info(commit)
-        ((first, data),) = self.repository.use(lambda handle: _blobs(handle, bytes.fromhex(info.tree), info.first, 1))
+        first, data = self.repository.use(lambda handle: _last_blob(handle, bytes.fromhex(info.tree)))
         entries = decode_entries(data, info.first, commit, info.term)
         if first != info.first or entries[-1].seq != info.seq or entries[0].key != info.key:
             raise Corrupt(f"commit and file of entry {info.first} differ", f"commit {commit}", seq=info.first)
@@ -363,6 +363,14 @@ def _blobs(handle: pygit2.Repository, root: bytes, first: int, count: int) -> li
         if len(found) == count:
             return found
     raise Corrupt(f"the tree has no file for what follows entry {found[-1][0] if found else first}", seq=first)
+
+
+def _last_blob(handle: pygit2.Repository, root: bytes) -> tuple[int, bytes]:
+    first, oid = tree.last_file(root, _tree_reader(handle))
+    raw, kind = _read(handle, oid.hex())
+    if kind != pack.BLOB:
+        raise Corrupt(f"the file of entry {first} is no blob", f"object {oid.hex()}", seq=first)
+    return first, raw
 
 
 def _read(handle: pygit2.Repository, commit: str) -> tuple[bytes, int]:

@@ -67,6 +67,15 @@ def parse(raw: bytes, commit: str) -> CommitInfo:
     )
 
 
+def tree_and_parent(raw: bytes) -> tuple[bytes, bytes] | None:
+    """Return the 20-byte ids of a raw commit's tree and first parent (empty if none); None if it has no tree."""
+    header = _HEADER.match(raw)
+    if header is None:
+        return None
+    tree, parent = header.groups()
+    return bytes.fromhex(tree.decode()), bytes.fromhex(parent.decode()) if parent else b""
+
+
 def clean_node(node: str) -> str:
     """Return `node` fit to stand in a commit: git's identities hold no control characters, < and >."""
     return re.sub(r"[^\w.@:+-]+", "-", node, flags=re.ASCII).strip("-.")[:100] or "unknown"

@@ -21,6 +21,7 @@ KEEP: Final = b"coordjournal\n"
 
 _COMPRESS_BYTES: Final = 1 << 16  # above a stored block's limit compression is worth its time
 _IDX_MAGIC: Final = b"\xfftOc\x00\x00\x00\x02"
+_LARGE_OFFSET: Final = 1 << 31  # from here on an offset stands in a table of its own
 _PACK_NAME = re.compile(r"pack-[0-9a-f]{40}")
 
 
@@ -38,16 +39,17 @@ def build(objects: list[PackObject]) -> tuple[str, bytes, bytes]:
     offset = len(parts[0])
     rows = []
     for kind, oid, raw in objects:
-        part = _object_header(kind, len(raw)) + _deflated(raw)
+        part = entry_header(kind, len(raw)) + deflated(raw)
         rows.append((oid, zlib.crc32(part), offset))
         parts.append(part)
         offset += len(part)
     body = b"".join(parts)
     checksum = hashlib.sha1(body, usedforsecurity=False).digest()
-    return f"pack-{checksum.hex()}", body + checksum, _index(rows, checksum)
+    return f"pack-{checksum.hex()}", body + checksum, index_bytes(rows, checksum)
 
 
-def _object_header(kind: int, size: int) -> bytes:
+def entry_header(kind: int, size: int) -> bytes:
+    """Return what stands before an object in a pack: its kind and its size, not compressed."""
     byte = kind << 4 | size & 15
     size >>= 4
     header = bytearray()
@@ -59,7 +61,7 @@ def _object_header(kind: int, size: int) -> bytes:
     return bytes(header)
 
 
-def _deflated(raw: bytes) -> bytes:
+def deflated(raw: bytes) -> bytes:
     """Return `raw` as a zlib stream (RFC 1950) of one stored block, compressed only where it is large."""
     size = len(raw)
     if size >= _COMPRESS_BYTES:
@@ -75,7 +77,8 @@ def _deflated(raw: bytes) -> bytes:
     )
 
 
-def _index(rows: list[tuple[bytes, int, int]], checksum: bytes) -> bytes:
+def index_bytes(rows: list[tuple[bytes, int, int]], checksum: bytes) -> bytes:
+    """Return the index of a pack: rows of (id, crc, offset), which get sorted; the pack's checksum."""
     rows.sort()
     counts = [0] * 256
     for oid, _, _ in rows:
@@ -84,13 +87,16 @@ def _index(rows: list[tuple[bytes, int, int]], checksum: bytes) -> bytes:
     for count in counts:
         total += count
         fanout.append(total.to_bytes(4, "big"))
+    large = [offset for _, _, offset in rows if offset >= _LARGE_OFFSET]
+    places = {offset: _LARGE_OFFSET + place for place, offset in enumerate(large)}
     body = b"".join(
         (
             _IDX_MAGIC,
             *fanout,
             *(oid for oid, _, _ in rows),
             *(crc.to_bytes(4, "big") for _, crc, _ in rows),
-            *(offset.to_bytes(4, "big") for _, _, offset in rows),
+            *(places.get(offset, offset).to_bytes(4, "big") for _, _, offset in rows),
+            *(offset.to_bytes(8, "big") for offset in large),
             checksum,
         )
     )
@@ -144,13 +150,3 @@ def ours(packs: Path) -> list[Path]:
         except FileNotFoundError:
             continue  # just replaced by another process
     return [index for _, index in sorted(found)]
-
-
-def object_ids(index: Path) -> list[bytes]:
-    """Return the 20-byte ids in a pack's index; `ValueError` if it is not a sound version 2 index."""
-    data = index.read_bytes()
-    if data[:8] != _IDX_MAGIC or hashlib.sha1(data[:-20], usedforsecurity=False).digest() != data[-20:]:
-        raise ValueError(f"{index} is not a sound pack index")
-    count = int.from_bytes(data[8 + 255 * 4 : 8 + 256 * 4], "big")
-    start = 8 + 256 * 4
-    return [data[at : at + 20] for at in range(start, start + 20 * count, 20)]

@@ -58,6 +58,29 @@ def child(raw: bytes, mode: bytes, name: bytes) -> bytes | None:
     return None
 
 
+def last_entry(raw: bytes) -> Item:
+    """Return the last entry of a raw tree of the log; one with empty fields if it is not to be found."""
+    for mode, name_bytes in ((TREE, 2), (BLOB, 8)):
+        at = len(raw) - 21 - name_bytes - 1 - len(mode)
+        if at >= 0 and raw.startswith(mode + b" ", at) and raw[-21] == 0:
+            return Item(mode, raw[-21 - name_bytes : -21], raw[-20:])
+    return Item(b"", b"", b"")
+
+
+def last_file(root: bytes, read: ReadTree) -> tuple[int, bytes]:
+    """Return (first seq, blob id) of the last append in the root tree `root`; `Corrupt` if there is none."""
+    raw = read(root)
+    oid, digits = raw[13:33] if raw.startswith(b"40000 events\0") else b"", b""
+    for level in range(_DEPTH + 1):
+        item = last_entry(read(oid)) if oid else Item(b"", b"", b"")
+        mode, pattern = (TREE, _DIRECTORY) if level < _DEPTH else (BLOB, _FILE)
+        if item.mode != mode or not pattern.fullmatch(item.name):
+            raise Corrupt("the tree has no place for an append at its end", f"tree {root.hex()}")
+        oid = item.oid
+        digits += item.name[:2]
+    return int(digits), oid
+
+
 class Spine:
     """The last tree of each level of a space, from which the next append's trees are made."""
 
