@@ -23,7 +23,7 @@ class Use(NamedTuple):
 
 
 class Known:
-    """The keys of appends, each with a digest of what it was used for: some 200 bytes an append."""
+    """The keys of appends, each with a digest of what it was used for: some 150 bytes an append."""
 
     def __init__(self) -> None:
         self._uses: dict[bytes, bytes] = {}

@@ -18,7 +18,7 @@ def rehearsed(
 ) -> Generator[tuple[T, Receipt | Rejected | None], None, None]:
     """Yield what `replay.decided` would, for a log in `state` with the keys `known`.
 
-    The receipts bear no commit. Memory: the state, and some 200 bytes for each append that it takes.
+    The receipts bear no commit. Memory: the state, and some 150 bytes for each append that it takes.
     """
     taken = Known()
     for item in asked:

@@ -45,15 +45,18 @@ class Compacted(NamedTuple):
     objects: int
 
 
+def is_due(repository: Repository) -> bool:
+    """Whether there are so many packs that a compaction is worth it."""
+    return len(pack.ours(repository.packs)) >= _DUE_PACKS
+
+
 def compact_if_due(repository: Repository) -> Compacted | None:
     """Compact if there are many small packs and no other process is at it; None if not.
 
     Merges only packs that are small beside the others, so that the cost of an object is logarithmic.
     """
-    if len(pack.ours(repository.packs)) < _DUE_PACKS:
-        return None
     with locked(repository.lock_path("compaction"), wait=False) as mine:
-        if not mine:
+        if not mine or not is_due(repository):
             return None
         inputs = _small(pack.ours(repository.packs))
         return _compact(repository, inputs, shrink=_size(inputs) >= _SHRINK_BYTES, compress=False)
@@ -93,15 +96,24 @@ def _compact(repository: Repository, inputs: list[Path], *, shrink: bool, compre
         raise Corrupt(str(error), str(repository.packs)) from error
     except OSError as error:
         raise Unavailable(f"the disk does not take the compacted pack: {error}") from error
+    for name in ("multi-pack-index", "multi-pack-index.d"):
+        _remove(repository.packs / name)  # git's own index over packs, some of which are now gone
     for index in inputs:
         if index.stem != result:
-            for suffix in (".idx", ".pack", ".rev", ".keep"):
+            for suffix in (".idx", ".bitmap", ".rev", ".mtimes", ".pack", ".keep"):
                 index.with_suffix(suffix).unlink(missing_ok=True)
     sync_directory(repository.packs)
     repository.next_generation()
     after = pack.ours(repository.packs)
     logger.info("compacted %d packs of %s into one of %d objects", len(inputs), repository.path, len(union))
     return Compacted(len(before), len(after), size_before, _size(after), len(union))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _write_union(repository: Repository, inputs: list[Path], union: set[bytes], *, shrink: bool, compress: bool) -> str:

@@ -32,6 +32,15 @@ def sync_directory(path: Path) -> None:
         os.close(file)
 
 
+def make_directory(path: Path) -> None:
+    """Make a directory and those above it that are not there, durably."""
+    if path.is_dir():
+        return
+    make_directory(path.parent)
+    path.mkdir(exist_ok=True)
+    sync_directory(path.parent)
+
+
 def write_synced(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Make a new file with durable content; its name is durable after `sync_directory`."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)

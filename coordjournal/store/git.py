@@ -290,12 +290,14 @@ class GitStore:
                 self._spines.pop(space, None)
             raise
         self._heads[space] = new
+        if self._groups % _LOOK_EVERY == 0:  # the first one too: many processes append once and end
+            self._compact_if_due()
         self._groups += 1
-        if self._groups % _LOOK_EVERY == 0:
-            self._compact_soon()
 
-    def _compact_soon(self) -> None:
+    def _compact_if_due(self) -> None:
         if self._compactor is not None and self._compactor.is_alive():
+            return
+        if not compaction.is_due(self.repository):
             return
         self._compactor = threading.Thread(target=self._compact, name="coordjournal-compaction", daemon=True)
         self._compactor.start()

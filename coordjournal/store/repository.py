@@ -15,7 +15,7 @@ from pygit2.enums import RepositoryOpenFlag
 
 from coordjournal.errors import Corrupt, NotFound, Unavailable, UnknownFormat
 from coordjournal.retry import STALE_HANDLE, HandleStale
-from coordjournal.store.files import replace_synced, sync_directory
+from coordjournal.store.files import make_directory, replace_synced, sync_directory
 
 T = TypeVar("T")
 
@@ -59,7 +59,7 @@ class Repository:
         parent = self.path.parent
         draft = parent / f".{self.path.name}.{os.getpid()}.{os.urandom(4).hex()}"
         try:
-            parent.mkdir(parents=True, exist_ok=True)
+            make_directory(parent)
             _sync_what_git_writes()
             pygit2.init_repository(str(draft), bare=True, initial_head="main")
             shutil.rmtree(draft / "hooks", ignore_errors=True)
@@ -129,20 +129,29 @@ class Repository:
         generation = self._read_generation()
         with self._lock:
             if generation != self._generation:
-                self._handles.clear()
+                self._free_handles()
                 self._generation = generation
             handle = self._handles.pop() if self._handles else None
         if handle is None:
             handle = _open(self.path)
-        yield handle
-        with self._lock:
-            if generation == self._generation and len(self._handles) < _POOLED:
-                self._handles.append(handle)
+        try:
+            yield handle
+        finally:
+            with self._lock:
+                if generation == self._generation and len(self._handles) < _POOLED:
+                    self._handles.append(handle)
+                else:
+                    handle.free()
 
     def _drop_handles(self) -> None:
         with self._lock:
-            self._handles.clear()
+            self._free_handles()
             self._generation = None
+
+    def _free_handles(self) -> None:
+        """Close the handles that nobody uses, at once: they hold themselves, and deleted packs open."""
+        while self._handles:
+            self._handles.pop().free()
 
     def _read_generation(self) -> bytes:
         try:
