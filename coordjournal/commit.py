@@ -60,16 +60,15 @@ class Group:
         if (place := self._places.get(append.key)) is not None:
             fellow = self.ready[place].append
             if (fellow.events, fellow.actor) != (append.events, append.actor):
-                raise _reused(append.key, self.ready[place].first)
+                raise key_reused(append.key, self.ready[place].first)
             return place
         if (before := self._replica.find(append.key, self.base)) is not None:
             if not before.answers(append):
-                raise _reused(append.key, before.first)
+                raise key_reused(append.key, before.first)
             return before
         if append.expect is not None and append.expect != first - 1:
             raise Conflict(f"expected head {append.expect}, found {first - 1}", first - 1)
-        if first + len(append.events) - 1 > MAX_SEQ:
-            raise SpaceFull(f"the space ends at seq {MAX_SEQ:,}, its head is {first - 1:,}")
+        check_room(append, first)
         self.state = judge(self.state, append.events)
         self._places[append.key] = len(self.ready)
         self.ready.append(Ready(append, first, data))
@@ -104,5 +103,12 @@ def _receipt(space: str, appended: Appended, via: Literal["local", "forwarded"],
     return Receipt(space, appended.first, appended.seq, appended.commit, appended.term, appended.key, via, duplicate)
 
 
-def _reused(key: str, first: int) -> KeyReused:
+def key_reused(key: str, first: int) -> KeyReused:
+    """Return the refusal of an append whose key was used for another one, which begins at seq `first`."""
     return KeyReused(f"key {key!r} was used at seq {first} for other events or by another actor; use a new key")
+
+
+def check_room(append: Append, first: int) -> None:
+    """Raise `SpaceFull` if an append whose first entry gets seq `first` ends past the last seq."""
+    if first + len(append.events) - 1 > MAX_SEQ:
+        raise SpaceFull(f"the space ends at seq {MAX_SEQ:,}, its head is {first - 1:,}")

@@ -162,7 +162,8 @@ class Lane:
                     self._lead([])
             if not mine and self._leave():
                 with self._store.exclusive(self._space):
-                    self._lead(self._collect())
+                    group, taken = self._collect()
+                    self._lead(group, taken=taken)
         except CoordJournalError as error:
             self._refuse(error)
             return
@@ -182,28 +183,34 @@ class Lane:
             except OSError as error:  # a full disk, as a rule: then the lock is waited for, as without a spool
                 logger.warning("space %s: no intent can be left: %s", self._space, error)
 
-    def _collect(self) -> list[Waiting]:
-        """Give the callers what another process decided; return what is still to be decided."""
+    def _collect(self) -> tuple[list[Waiting], bool]:
+        """Give the callers what another process decided.
+
+        Returns what is still to be decided, and whether another process had taken it on and may have
+        appended it before it died.
+        """
+        outcomes, taken = None, False
         with self._work:
-            outcomes = self._spool.collect(self._intent) if self._spool is not None and self._intent else None
+            if self._spool is not None and self._intent:
+                outcomes, taken = self._spool.collect(self._intent)
             group, self._left, self._intent = self._left, [], ""
             self._busy = bool(group)
             for waiting in group:
                 waiting.future.set_running_or_notify_cancel()
         if outcomes is None or len(outcomes) != len(group):
-            return group
+            return group, taken
         _tell(group, outcomes)
-        return []
+        return [], False
 
-    def _lead(self, group: list[Waiting]) -> None:
+    def _lead(self, group: list[Waiting], *, taken: bool = False) -> None:
         """Decide, under the space's lock, the appends `group`, those of the queue and those in the spool."""
         try:
             self._store.claim(AUTHORITY)  # again, since another process may have changed whose it is
         except CoordJournalError as error:
             undecided = Undecided(f"another process may have appended it, but it is not to be known: {error}")
-            _tell(group, [undecided] * len(group))
+            _tell(group, [undecided if taken else error] * len(group))
             raise
-        left = frozenset(waiting.append.key for waiting in group)
+        left = frozenset(waiting.append.key for waiting in group if taken)
         group = group + self._gather()
         if not group:
             return

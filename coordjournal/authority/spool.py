@@ -80,9 +80,13 @@ class Spool:
         self._release(name)
         return True
 
-    def collect(self, name: str) -> list[Outcome] | None:
-        """Return what became of an intent's appends, None if that is not told; it is gone then. Under the lock."""
+    def collect(self, name: str) -> tuple[list[Outcome] | None, bool]:
+        """Return what became of an intent's appends, None if that is not told, and whether it was taken on.
+
+        The intent is gone then. Under the lock.
+        """
         path = self._path(name, _OUTCOME)
+        taken = self._path(name, _TAKEN).exists()
         outcomes: list[Outcome] | None
         try:
             outcomes = [_received(outcome) for outcome in _OUTCOMES.decode(path.read_bytes())]
@@ -91,7 +95,7 @@ class Spool:
         for suffix in (_OUTCOME, _INTENT, _TAKEN):
             self._path(name, suffix).unlink(missing_ok=True)
         self._release(name)
-        return outcomes
+        return outcomes, taken
 
     def take(self) -> Iterator[tuple[str, list[Append]]]:
         """Yield the intents of other processes, oldest first, each taken on as it is yielded. Under the lock."""

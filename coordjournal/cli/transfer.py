@@ -19,7 +19,7 @@ from coordjournal.cli.text import count
 from coordjournal.entry import check_space
 
 if TYPE_CHECKING:
-    from coordjournal.importers.jsonl import Imported, Reject
+    from coordjournal.importers.report import Imported, Reject
     from coordjournal.log import DecisionLog
 
 _TERMINAL_SECONDS: Final = 0.1

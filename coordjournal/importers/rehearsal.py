@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable
 from typing import TypeVar
 
-from coordjournal.entry import MAX_SEQ, Append, Receipt
-from coordjournal.errors import KeyReused, Rejected, SpaceFull
+from coordjournal.commit import check_room, key_reused
+from coordjournal.entry import Append, Receipt
+from coordjournal.errors import Rejected
 from coordjournal.importers.known import Known, Use
 from coordjournal.state import CoordinationState, judge
 
@@ -40,14 +41,12 @@ def rehearsed(
 
 
 def _judge_but_state(append: Append, first: int, taken: Known, known: Known) -> Use | None:
-    """Judge in the order and with the words of `commit.Group`; return the append that was there before."""
+    """Judge in the order of `commit.Group`; return the append that was there before."""
     append.check()
     append.encode(first)
     use = taken.find(append) or known.find(append)
     if use is not None and not use.same:
-        raise KeyReused(
-            f"key {append.key!r} was used at seq {use.first} for other events or by another actor; use a new key"
-        )
-    if use is None and first + len(append.events) - 1 > MAX_SEQ:
-        raise SpaceFull(f"the space ends at seq {MAX_SEQ:,}, its head is {first - 1:,}")
+        raise key_reused(append.key, use.first)
+    if use is None:
+        check_room(append, first)
     return use
