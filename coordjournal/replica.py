@@ -6,10 +6,12 @@ Everything here follows from the log and can be thrown away; the cache shortens 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from coordjournal.cache import SpaceCache
 from coordjournal.entry import Appended, Entry, Head
+from coordjournal.errors import Corrupt
 from coordjournal.state import EMPTY, CoordinationState, StateDraft
 from coordjournal.store import Diverged, Store
 
@@ -34,7 +36,7 @@ class Replica:
         Costs what was appended since the last call. Raises `Corrupt` and `UnknownEvent` with the seq.
         """
         with self._lock:
-            if head.seq > self.head.seq:
+            if head.seq > self.head.seq or (head.seq == self.head.seq and head != self.head):
                 self._catch_up(head)
             return self.state
 
@@ -47,13 +49,18 @@ class Replica:
 
     def find(self, key: str, head: Head) -> Appended | None:
         """Return the append up to `head`, the log's newest, that used `key`."""
-        for _ in range(2):
+        for again in (False, True):
             commit = self.cache.keys.find(self._store, self._space, head, key)
             if commit is None:
                 return None
-            appended = self._store.load(self._space, commit)
-            if appended.key == key:
-                return appended
+            try:
+                appended = self._store.load(self._space, commit)
+            except Corrupt:
+                if again:  # it is the log that lacks it, not the index that made it up
+                    raise
+            else:
+                if appended.key == key:
+                    return appended
             self.cache.keys.distrust()
         return None
 
@@ -79,23 +86,34 @@ class Replica:
 
     def state_upto(self, seq: int, head: Head) -> CoordinationState:
         """Return the state as of entry `seq`, which is not past `head`; costs a fold up to there."""
-        base, state = self.cache.states.newest(upto=seq)
-        try:
-            return self._fold(head, base, state, upto=seq)[1]
-        except Diverged:
-            return self._fold(head, Head(), EMPTY, upto=seq)[1]
+        return self._fold_from(self._kept(seq), head, seq)[1]
 
     def _catch_up(self, head: Head) -> None:
-        starts = [(self.head, self.state)] if self.head.seq <= head.seq else []
-        if not self.head.seq:
-            starts.insert(0, self.cache.states.newest(upto=head.seq))
-        for base, state in (*starts, (Head(), EMPTY)):
-            try:
-                self.head, self.state = self._fold(head, base, state)
-                break
-            except Diverged:
-                continue
+        starts = self._kept(head.seq)
+        if 0 < self.head.seq <= head.seq:
+            starts = chain(((self.head, self.state),), starts)
+        self.head, self.state = self._fold_from(starts, head)
         self.cache.states.keep(self.head, self.state)
+
+    def _kept(self, upto: int) -> Iterator[tuple[Head, CoordinationState]]:
+        """Yield the states that the cache has, the newest as of `upto` first, the empty one last."""
+        while True:
+            head, state = self.cache.states.newest(upto)
+            yield head, state
+            if not head.seq:
+                return
+            upto = head.seq - 1
+
+    def _fold_from(
+        self, starts: Iterator[tuple[Head, CoordinationState]], head: Head, upto: int | None = None
+    ) -> tuple[Head, CoordinationState]:
+        """Fold from the first of `starts` that is part of the log."""
+        for base, state in starts:
+            try:
+                return self._fold(head, base, state, upto)
+            except Diverged:
+                self.cache.states.distrust(base)
+        raise AssertionError("the empty state is part of every log")
 
     def _fold(
         self, head: Head, base: Head, state: CoordinationState, upto: int | None = None

@@ -30,11 +30,7 @@ class EntryCache:
     def __init__(self, directory: Path | None) -> None:
         self._directory = directory
         self._lock = threading.Lock()
-        self._waiting: list[bytes] = []  # encoded entries, contiguous, not yet in a block
-        self._waiting_bytes = 0
-        self._start = Head()  # the head after which the waiting ones come
-        self._end = Head()  # the newest head that was seen
-        self._idle = False  # whether a block from here would stand alone
+        self._newest: _Block | None = None  # ends at the newest append that was seen
 
     def read(self, store: Store, space: str, head: Head, base: Head, upto: int | None = None) -> Iterator[Entry]:
         """Yield the entries after `base`, up to seq `upto` or to `head`, in order.
@@ -43,30 +39,36 @@ class EntryCache:
         log's.
         """
         end = head.seq if upto is None else min(upto, head.seq)
-        if self._directory is None or head.seq - base.seq <= _NEAR:
-            blocks: list[str] = []
-        else:
+        if self._directory is not None and head.seq - base.seq > _NEAR:
             blocks = self._blocks(self._directory, store, space, head, base)
-        return self._stream(store, space, head, base, blocks, end)
+            if blocks:
+                return self._from_blocks(self._directory, blocks, store, space, head, base, end)
+        return self._from_store(store.read(space, head, base.seq, base.commit or None), base, end)
+
+    def add(self, appended: Appended) -> None:
+        """Remember an append that was published, for a block."""
+        if self._directory is None:
+            return
+        with self._lock:
+            block = self._newest
+            if block is None or not block.add(appended):
+                if block is not None and block.end == appended.head:
+                    return  # read from the store already
+                self._newest = block = _Block(self._directory, appended)
+                block.add(appended)
 
     def flush(self) -> None:
         """Write what waits into a block, if it is enough to be worth one."""
         with self._lock:
-            if self._directory is not None and len(self._waiting) >= _MIN_ENTRIES:
-                self._flush(self._directory)
-
-    def _stream(self, store: Store, space: str, head: Head, base: Head, blocks: list[str], end: int) -> Iterator[Entry]:
-        """Yield from `blocks`, then from the store; a block that turns out damaged ends the first part."""
-        if not blocks:
-            return self._from_store(store.read(space, head, base.seq, base.commit or None), base, end)
-        return self._from_blocks(store, space, head, base, blocks, end)
+            if self._newest is not None:
+                self._newest.flush()
 
     def _from_blocks(
-        self, store: Store, space: str, head: Head, base: Head, blocks: list[str], end: int
+        self, directory: Path, blocks: list[str], store: Store, space: str, head: Head, base: Head, end: int
     ) -> Iterator[Entry]:
-        assert self._directory is not None
+        """Yield from `blocks`, then from the store; a block that turns out damaged ends the first part."""
         for name in blocks:
-            entries = _load(self._directory, name)
+            entries = _load(directory, name)
             if entries is None:
                 break
             for entry in entries:
@@ -78,17 +80,28 @@ class EntryCache:
             base = Head(last.seq, last.commit, last.term)
             if base.seq >= end:
                 return
-        yield from self._from_store(store.read(space, head, base.seq, base.commit), base, end)
+        yield from self._from_store(store.read(space, head, base.seq, base.commit or None), base, end)
 
     def _from_store(self, tail: Iterator[Appended], base: Head, end: int) -> Iterator[Entry]:
+        block: _Block | None = None
         for appended in tail:
-            self.add(appended)
+            if self._directory is not None:
+                with self._lock:
+                    if block is None:
+                        goes_on = self._newest is not None and self._newest.goes_on(appended)
+                        block = self._newest if goes_on else _Block(self._directory, appended)
+                        assert block is not None
+                    block.add(appended)
             for entry in appended.entries:
                 if entry.seq > base.seq:
                     if entry.seq > end:
                         return
                     yield entry
-        self.flush()
+        if block is not None:
+            with self._lock:
+                block.flush()
+                if self._newest is None or self._newest.worth < block.worth:
+                    self._newest = block
 
     def _blocks(self, directory: Path, store: Store, space: str, head: Head, base: Head) -> list[str]:
         """Return the names of the blocks that lead on from the one holding the entry after `base`.
@@ -116,35 +129,53 @@ class EntryCache:
                 raise Diverged
         return [name for _, name in covering]
 
-    def add(self, appended: Appended) -> None:
-        """Remember an append that was published, for a block."""
-        if self._directory is None:
-            return
-        with self._lock:
-            if (appended.first, appended.parent) != (self._end.seq + 1, self._end.commit):
-                self._begin(self._directory, Head(appended.first - 1, appended.parent))
-            self._end = appended.head
-            if self._idle:
-                return
+
+class _Block:
+    """Entries that follow one another and wait to become a block."""
+
+    def __init__(self, directory: Path, first: Appended) -> None:
+        self.end = self._start = Head(first.first - 1, first.parent)
+        self._directory = directory
+        self._waiting: list[bytes] = []  # encoded entries
+        self._bytes = 0
+        self._follows = not self._start.seq  # whether a block from here follows another one, as far as is known
+        self._alone = False  # it is known that none does
+
+    @property
+    def worth(self) -> tuple[int, bool]:
+        """How new it is, and whether it certainly follows another block."""
+        return self.end.seq, self._follows
+
+    def goes_on(self, appended: Appended) -> bool:
+        """Whether `appended` comes next."""
+        return (appended.first, appended.parent) == (self.end.seq + 1, self.end.commit)
+
+    def add(self, appended: Appended) -> bool:
+        """Take an append in; false if it is not the next one."""
+        if not self.goes_on(appended):
+            return False
+        self.end = appended.head
+        if not self._alone:
             for entry in appended.entries:
                 data = _encode(entry)
                 self._waiting.append(data)
-                self._waiting_bytes += len(data)
-            if len(self._waiting) >= _BLOCK_ENTRIES or self._waiting_bytes >= _BLOCK_BYTES:
-                self._flush(self._directory)
+                self._bytes += len(data)
+            if len(self._waiting) >= _BLOCK_ENTRIES or self._bytes >= _BLOCK_BYTES:
+                self.flush()
+        return True
 
-    def _begin(self, directory: Path, start: Head) -> None:
-        """Begin a block after `start`, unless it would stand alone: there is none that ends there."""
-        self._start = self._end = start
-        self._waiting, self._waiting_bytes = [], 0
-        self._idle = start.seq > 0 and all(last != start.seq for _, last, _ in spans.names(directory, _KIND))
-
-    def _flush(self, directory: Path) -> None:
-        payload = b"".join((b"\xdd", len(self._waiting).to_bytes(4, "big"), *self._waiting))  # msgpack: array 32
-        span = spans.Span(_KIND, self._start.seq + 1, self._end, self._start.commit, spans.digest(payload))
-        spans.save(directory, span, payload)
-        self._start = self._end
-        self._waiting, self._waiting_bytes = [], 0
+    def flush(self) -> None:
+        """Write what waits, if it is enough; forget it if no block ends where it begins."""
+        if len(self._waiting) < _MIN_ENTRIES:
+            return
+        if not self._follows:
+            self._alone = all(last != self._start.seq for _, last, _ in spans.names(self._directory, _KIND))
+        if not self._alone:
+            payload = b"".join((b"\xdd", len(self._waiting).to_bytes(4, "big"), *self._waiting))  # msgpack: array 32
+            span = spans.Span(_KIND, self._start.seq + 1, self.end, self._start.commit, spans.digest(payload))
+            self._follows = spans.save(self._directory, span, payload)
+        self._start = self.end
+        self._waiting, self._bytes = [], 0
 
 
 def _load(directory: Path, name: str) -> list[Entry] | None:

@@ -43,6 +43,7 @@ class KeyIndex:
         self._start = Head()  # where the runs end
         self._end = Head()  # where the recent keys end
         self._recent: dict[bytes, str] = {}
+        self._enough = _RECENT  # so many recent keys become a run
 
     def find(self, store: Store, space: str, head: Head, key: str) -> str | None:
         """Return the commit that used `key` up to `head`, which is the log's newest; None if none did."""
@@ -68,19 +69,24 @@ class KeyIndex:
 
     def settle(self) -> None:
         """Turn the recent keys into a run, if they are many."""
-        if self._directory is None or self._runs is None or len(self._recent) < _RECENT:
+        try:
+            self._settle()
+        except (_Damaged, OSError):
+            self.distrust()
+
+    def _settle(self) -> None:
+        if self._directory is None or self._runs is None or len(self._recent) < self._enough:
             return
         records = b"".join(hashed + bytes.fromhex(commit) for hashed, commit in self._recent.items())
         run = _save(self._directory, self._start, self._end, records)
         if run is None:
+            self._enough = 2 * len(self._recent)  # tries of what the disk does not take stay few
             return
-        self._recent, self._start = {}, self._end
+        self._recent, self._start, self._enough = {}, self._end, _RECENT
         self._runs.append(run)
-        try:
-            while len(self._runs) > 1 and self._runs[-2].count < 2 * self._runs[-1].count:
-                self._merge(self._directory, self._runs)
-        except (_Damaged, OSError):
-            self.distrust()
+        while len(self._runs) > 1 and self._runs[-2].count < 2 * self._runs[-1].count:
+            if not self._merge(self._directory, self._runs):
+                return
 
     def close(self) -> None:
         """Close the runs' files; the index opens again when it is next asked."""
@@ -90,16 +96,17 @@ class KeyIndex:
         self._recent = {}
         self._start = self._end = Head()
 
-    def _merge(self, directory: Path, runs: list[_Run]) -> None:
+    def _merge(self, directory: Path, runs: list[_Run]) -> bool:
         older, newer = runs[-2], runs[-1]
         records = older.records() + newer.records()
         merged = _save(directory, Head(older.span.first - 1, older.span.parent), newer.span.head, records)
         if merged is None:
-            return
+            return False
         for run in (older, newer):
             run.close()
             spans.drop(directory, run.span.name)
         runs[-2:] = [merged]
+        return True
 
     def _catch_up(self, store: Store, space: str, head: Head) -> None:
         if self._runs is None:
@@ -108,7 +115,7 @@ class KeyIndex:
             self.distrust()
         try:
             self._read(store, space, head)
-        except Diverged:
+        except (Diverged, _Damaged, OSError):
             self.distrust()
             self._read(store, space, head)
 
@@ -116,10 +123,10 @@ class KeyIndex:
         self._runs = self._runs or []
         for entry in self._entries.read(store, space, head, self._end):
             if entry.commit != self._end.commit:  # a new append begins, the one before is whole
-                self.settle()
+                self._settle()
                 self._recent[_hashed(entry.key)] = entry.commit
             self._end = Head(entry.seq, entry.commit, entry.term)
-        self.settle()
+        self._settle()
 
     def _open(self) -> None:
         """Take up the runs that follow one another from entry 1, the longest at each place."""
@@ -162,7 +169,7 @@ class _Run:
     def __init__(self, span: spans.Span, file: int, start: int) -> None:
         self.span = span
         self._file = file
-        self._closed = weakref.finalize(self, os.close, file)  # also where a replica is just let go of
+        self._close = weakref.finalize(self, os.close, file)  # also where a replica is just let go of
         self._start = start
         self.count = int.from_bytes(span.extra[:8], "big")
         fences = span.extra[8:]
@@ -184,7 +191,7 @@ class _Run:
         return b"".join(self._block(number) for number in range(len(self._fences)))
 
     def close(self) -> None:
-        self._closed()
+        self._close()
 
     def _block(self, number: int) -> bytes:
         block = os.pread(self._file, _BLOCK, self._start + number * _BLOCK)

@@ -47,21 +47,32 @@ class StateCache:
         """Keep `state` if it is far enough ahead of what is kept to be worth its bytes."""
         if self._directory is None or state.seq != head.seq:
             return
-        seq, size = self._newest_file(self._directory)
+        seq, size = self._newest_file(self._directory, head.seq)
         if head.seq - seq < max(_MIN_ENTRIES, size // _BYTES_PER_ENTRY):
             return
         payload = msgspec.msgpack.encode(to_facts(state))
         span = spans.Span(_KIND, 1, head, "", spans.digest(payload))
         self._last = (head.seq, len(payload))
         if spans.save(self._directory, span, payload):
-            for _, _, name in spans.names(self._directory, _KIND)[:-_KEPT]:
+            for name in _names(self._directory, head.seq)[:-_KEPT]:
                 spans.drop(self._directory, name)
 
-    def _newest_file(self, directory: Path) -> tuple[int, int]:
-        if self._last is None:
-            found = spans.names(directory, _KIND)
+    def distrust(self, head: Head) -> None:
+        """Throw the state at `head` away: the log has no such head."""
+        self._last = None
+        if self._directory is not None:
+            spans.drop(self._directory, spans.Span(_KIND, 1, head, "").name)
+
+    def _newest_file(self, directory: Path, upto: int) -> tuple[int, int]:
+        """Return seq and bytes of the newest file as of `upto`; what is newer is of a log that was set back."""
+        if self._last is None or self._last[0] > upto:
+            found = _names(directory, upto)
             try:
-                self._last = (found[-1][1], (directory / found[-1][2]).stat().st_size) if found else (0, 0)
+                self._last = (int(found[-1].split("-")[2]), (directory / found[-1]).stat().st_size) if found else (0, 0)
             except OSError:
                 self._last = (0, 0)
         return self._last
+
+
+def _names(directory: Path, upto: int) -> list[str]:
+    return [name for _, last, name in spans.names(directory, _KIND) if last <= upto]

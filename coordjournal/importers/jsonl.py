@@ -22,7 +22,6 @@ from coordjournal.importers.report import Asked, Imported, Item, Reject
 from coordjournal.importers.run import Import
 from coordjournal.log import DecisionLog
 
-
 _READ_BYTES: Final = 1 << 16
 _HASH_BYTES: Final = 16
 
