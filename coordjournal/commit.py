@@ -56,7 +56,6 @@ class Group:
         """
         first = self.ready[-1].first + len(self.ready[-1].append.events) if self.ready else self.base.seq + 1
         append.check()
-        data = append.encode(first)
         if (place := self._places.get(append.key)) is not None:
             fellow = self.ready[place].append
             if (fellow.events, fellow.actor) != (append.events, append.actor):
@@ -66,6 +65,7 @@ class Group:
             if not before.answers(append):
                 raise key_reused(append.key, before.first)
             return before
+        data = append.encode(first)
         if append.expect is not None and append.expect != first - 1:
             raise Conflict(f"expected head {append.expect}, found {first - 1}", first - 1)
         check_room(append, first)
@@ -85,13 +85,15 @@ class Group:
         """
         served: set[int] = set()
         outcomes: list[Outcome] = []
+        unpublished = False  # whether an accepted append that was not published is below
         for append, verdict in zip(self._asked, self._verdicts, strict=True):
             if isinstance(verdict, CoordJournalError):
-                outcomes.append(verdict)
+                outcomes.append(failure if failure is not None and unpublished else verdict)
             elif isinstance(verdict, Appended):
                 own = append.key in self._left and verdict.entries[0].at == append.at
                 outcomes.append(_receipt(space, verdict, "forwarded" if own else "local", duplicate=not own))
             elif failure is not None:
+                unpublished = True
                 outcomes.append(failure)
             else:
                 outcomes.append(_receipt(space, self.written[verdict], "local", duplicate=verdict in served))

@@ -19,9 +19,9 @@ from coordjournal.cache import SpaceCache
 from coordjournal.entry import Append, Entry, Head, Receipt, check_space, format_time
 from coordjournal.errors import Closed, ForkedProcess, InvalidEvent, NotFound, Unavailable, Undecided
 from coordjournal.events import Event
-from coordjournal.replica import Replica
+from coordjournal.replica import Replica, not_there
 from coordjournal.state import CoordinationState
-from coordjournal.store import Store
+from coordjournal.store import Diverged, Store
 from coordjournal.store.memory import MemoryStore
 
 DEFAULT_TIMEOUT: Final = 10.0
@@ -78,7 +78,7 @@ class DecisionLog:
         """
         from coordjournal.store.git import GitStore
 
-        where = Path(path)
+        where = Path(path).absolute()  # wherever the process goes
 
         def store() -> Store:
             return GitStore(where, node=node or socket.gethostname(), clock=_utc_now, random=os.urandom)
@@ -197,15 +197,21 @@ class DecisionLog:
         return self._follow(space, after)
 
     def _follow(self, space: str, after: int) -> Iterator[Entry]:
+        base = Head(after)
         while True:
             try:
                 head = self.head(space)
-                for entry in self.events(space, after=after, upto=head.seq) if head.seq > after else ():
-                    after = entry.seq
+                if base.commit and head.seq < base.seq:
+                    raise Diverged
+                store, authority = self._open()
+                for entry in self._cache(space).entries.read(store, space, head, base) if head.seq >= base.seq else ():
+                    base = Head(entry.seq, entry.commit, entry.term)
                     yield entry
-                self._open()[1].wait(space, head, _WAIT_SECONDS)
+                authority.wait(space, head, _WAIT_SECONDS)
             except Closed:
                 return
+            except Diverged:
+                raise not_there(space, base, self.head(space)) from None
 
     def state(self, space: str, *, upto: int | None = None) -> CoordinationState:
         """Return what is true at the head, or was as of entry `upto`; `NotFound` if that is past the head.
@@ -223,15 +229,18 @@ class DecisionLog:
         if state.seq > head.seq:  # another thread appended meanwhile, or the branch was set back
             head = self.head(space)
             if state.seq > head.seq:
-                state = replica.exactly_at(head)
+                raise replica.set_back(head)
         return state
 
     def close(self) -> None:
         """Decide what was submitted, then let go of everything; whatever follows raises `Closed`."""
+        if self._pid not in (0, os.getpid()):
+            self._closed = True
+            return
         with self._lock:
             first, self._closed = not self._closed, True
             parts = self._parts
-        if parts is None or not first or self._pid != os.getpid():
+        if parts is None or not first:
             return
         store, authority = parts
         authority.close(_CLOSE_SECONDS)
@@ -256,17 +265,19 @@ class DecisionLog:
     def _open(self) -> tuple[Store, EmbeddedAuthority]:
         parts = self._parts
         if parts is None or self._closed or self._pid != os.getpid():
+            if self._closed:
+                raise Closed("the log was closed; open another one")
+            self._pid = self._pid or os.getpid()
+            if self._pid != os.getpid():  # before the lock, which a thread that is not here may hold
+                raise ForkedProcess(
+                    f"{self!r} was used in process {self._pid} before it forked; open another one in the child"
+                )
             with self._lock:
                 if self._closed:
                     raise Closed("the log was closed; open another one")
                 if self._parts is None:
                     store = self._make_store()
                     self._parts = store, EmbeddedAuthority(store, self._replica, self._spool)
-                    self._pid = os.getpid()
-                elif self._pid != os.getpid():
-                    raise ForkedProcess(
-                        f"{self!r} was used in process {self._pid} before it forked; open another one in the child"
-                    )
                 parts = self._parts
         return parts
 

@@ -7,13 +7,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from itertools import chain
 
 from coordjournal.cache import SpaceCache
 from coordjournal.entry import Appended, Entry, Head
 from coordjournal.errors import Corrupt
 from coordjournal.state import EMPTY, CoordinationState, StateDraft
-from coordjournal.store import Diverged, Store
+from coordjournal.store import Diverged, HeadMoved, Store
+
+
+def not_there(space: str, known: Head, head: Head) -> Corrupt:
+    """Return the error that a log which held `known` ends at `head` now, without it."""
+    return Corrupt(
+        f"entry {known.seq} was commit {known.commit}; the branch is at entry {head.seq} now and does not hold it",
+        f"space {space}",
+        f"move the branch to where it was: `git update-ref refs/heads/{space} {known.commit}`;"
+        " or, if it was set back on purpose, start every process anew that has read it",
+        seq=known.seq,
+    )
 
 
 class Replica:
@@ -31,21 +41,30 @@ class Replica:
         self.state: CoordinationState = EMPTY
 
     def at(self, head: Head) -> CoordinationState:
-        """Return the state at `head`, or at a later one that was reached meanwhile.
+        """Return the state at `head`, or at a later head that was reached meanwhile.
 
-        Costs what was appended since the last call. Raises `Corrupt` and `UnknownEvent` with the seq.
+        Costs what was appended since the last call. Raises `Corrupt` and `UnknownEvent` with the seq,
+        `Corrupt` too if `head` ends a log that does not hold what was reached before.
         """
         with self._lock:
-            if head.seq > self.head.seq or (head.seq == self.head.seq and head != self.head):
+            if head.seq >= self.head.seq and head != self.head:
                 self._catch_up(head)
             return self.state
 
     def exactly_at(self, head: Head) -> CoordinationState:
-        """Return the state at `head`, the log's newest one, whatever was believed before."""
+        """Return the state at `head`, the log's newest one. Raises what `at` does, `HeadMoved` if it is not."""
         with self._lock:
+            if head.seq < self.head.seq:
+                if self._store.head(self._space) != head:
+                    raise HeadMoved
+                raise self.set_back(head)
             if head != self.head:
                 self._catch_up(head)
             return self.state
+
+    def set_back(self, head: Head) -> Corrupt:
+        """Return the error that `head`, read after what was reached, does not hold it."""
+        return not_there(self._space, self.head, head)
 
     def find(self, key: str, head: Head) -> Appended | None:
         """Return the append up to `head`, the log's newest, that used `key`."""
@@ -89,10 +108,13 @@ class Replica:
         return self._fold_from(self._kept(seq), head, seq)[1]
 
     def _catch_up(self, head: Head) -> None:
-        starts = self._kept(head.seq)
-        if 0 < self.head.seq <= head.seq:
-            starts = chain(((self.head, self.state),), starts)
-        self.head, self.state = self._fold_from(starts, head)
+        if self.head.seq:
+            try:
+                self.head, self.state = self._fold(head, self.head, self.state)
+            except Diverged:
+                raise self.set_back(head) from None
+        else:
+            self.head, self.state = self._fold_from(self._kept(head.seq), head)
         self.cache.states.keep(self.head, self.state)
 
     def _kept(self, upto: int) -> Iterator[tuple[Head, CoordinationState]]:

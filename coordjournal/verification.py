@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from datetime import datetime
 from typing import NamedTuple
 
 import pygit2
@@ -121,8 +120,7 @@ class _Walk:
 
 
 def _author(entry: Entry) -> bytes:
-    decided = max(0, int(datetime.fromisoformat(entry.at).timestamp()))
-    return message.identity(entry.actor) + b" %d +0000\n" % decided
+    return message.identity(entry.actor) + b" %d +0000\n" % message.decided_seconds(entry.at)
 
 
 def _read(handle: pygit2.Repository, oid: str, kind: int) -> bytes:

@@ -19,7 +19,7 @@ import msgspec
 from coordjournal.authority.spool import Spool
 from coordjournal.commit import Group, Outcome
 from coordjournal.entry import Append, Receipt
-from coordjournal.errors import Closed, CoordJournalError, OperatorNeeded, Unavailable, Undecided
+from coordjournal.errors import Closed, CoordJournalError, OperatorNeeded, Rejected, Unavailable, Undecided
 from coordjournal.events import OverlaySet, PagesMerged
 from coordjournal.replica import Replica
 from coordjournal.retry import HEAD_MOVED
@@ -52,7 +52,12 @@ class AppendFuture(Future[Receipt]):
         self._lane = lane
 
     def cancel(self) -> bool:
-        return self.cancelled() or (self._lane.withdraw(self) and super().cancel())
+        if self.cancelled():
+            return True
+        if not (self._lane.withdraw(self) and super().cancel()):
+            return False
+        self.set_running_or_notify_cancel()  # tells those who wait for many futures that this one is done
+        return True
 
 
 class Pulse:
@@ -110,12 +115,16 @@ class Lane:
             self._work.notify_all()
             # Not for the thread itself: it may wait for another process's lock, with nothing left to do.
             self._work.wait_for(lambda: not (self._waiting or self._left or self._busy), seconds)
-            left, self._waiting = list(self._waiting), deque()
-            if self._intent and self._spool is not None and self._spool.withdraw(self._intent):
-                left, self._left, self._intent = self._left + left, [], ""
-        for waiting in left:
-            if waiting.future.set_running_or_notify_cancel():
-                waiting.future.set_exception(Closed("the log was closed before the append was taken on"))
+            queued, self._waiting = list(self._waiting), deque()
+            left, self._left = self._left, []
+            taken = self._is_taken()
+            self._intent = ""
+            for waiting in left + queued:
+                waiting.future.set_running_or_notify_cancel()
+        closed = Closed("the log was closed before the append was taken on")
+        undecided = Undecided("the log was closed while another process had the append; try the same key again")
+        _tell(left, [undecided if taken else closed] * len(left))
+        _tell(queued, [closed] * len(queued))
 
     def _run(self) -> None:
         while self._await_work():
@@ -123,7 +132,9 @@ class Lane:
                 self._serve()
             except Exception as error:
                 logger.exception("space %s: a group of appends failed", self._space)
-                self._refuse(error)
+                refusal = Unavailable(f"nothing can be appended to space {self._space}: {error!r}")
+                refusal.__cause__ = error
+                self._refuse(refusal)
             with self._work:
                 self._busy = False
                 self._work.notify_all()
@@ -179,9 +190,17 @@ class Lane:
         self._left, self._intent = group, ""
         if group and self._spool is not None:
             try:
+                for waiting in group:
+                    waiting.append.check()
                 self._intent = self._spool.leave([waiting.append for waiting in group])
+            except Rejected:
+                pass  # what is not well formed is refused under the lock, in its turn
             except OSError as error:  # a full disk, as a rule: then the lock is waited for, as without a spool
                 logger.warning("space %s: no intent can be left: %s", self._space, error)
+
+    def _is_taken(self) -> bool:
+        """Whether another process has taken our intent on; if not, it is withdrawn, so that none will."""
+        return bool(self._intent) and self._spool is not None and not self._spool.withdraw(self._intent)
 
     def _collect(self) -> tuple[list[Waiting], bool]:
         """Give the callers what another process decided.
@@ -206,9 +225,10 @@ class Lane:
         """Decide, under the space's lock, the appends `group`, those of the queue and those in the spool."""
         try:
             self._store.claim(AUTHORITY)  # again, since another process may have changed whose it is
-        except CoordJournalError as error:
+        except Exception as error:
             undecided = Undecided(f"another process may have appended it, but it is not to be known: {error}")
-            _tell(group, [undecided if taken else error] * len(group))
+            refusal = error if isinstance(error, CoordJournalError) else Unavailable(f"nothing is appended: {error!r}")
+            _tell(group, [undecided if taken else refusal] * len(group))
             raise
         left = frozenset(waiting.append.key for waiting in group if taken)
         group = group + self._gather()
@@ -241,7 +261,7 @@ class Lane:
         """Give what has gathered the reason for which nothing can be appended now."""
         with self._work:
             group, self._left = self._left, []
-            if self._intent and self._spool is not None and not self._spool.withdraw(self._intent):
+            if self._is_taken():
                 error = Undecided(f"another process may have appended it, but it is not to be known: {error}")
             self._intent = ""
         for waiting in group:

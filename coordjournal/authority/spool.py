@@ -24,7 +24,7 @@ import msgspec
 from coordjournal import errors
 from coordjournal.commit import Outcome
 from coordjournal.entry import Append, Receipt
-from coordjournal.store.files import forget_lock, keep_lock
+from coordjournal.store.files import forget_lock, open_lock
 
 _INTENT, _TAKEN, _OUTCOME = ".intent", ".taken", ".outcome"
 _SWEEP_SECONDS: Final = 3600.0  # an outcome that nobody collected for so long belongs to a dead process
@@ -57,8 +57,7 @@ class Spool:
         name = f"{time.time_ns():020}-{os.getpid()}-{os.urandom(4).hex()}"
         self._directory.mkdir(parents=True, exist_ok=True)
         draft = self._directory / f".{name}"
-        file = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        keep_lock(file)
+        file = open_lock(draft, os.O_EXCL)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
             with open(file, "wb", closefd=False) as out:

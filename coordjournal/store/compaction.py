@@ -64,8 +64,11 @@ def compact_if_due(repository: Repository) -> Compacted | None:
 
 def compact(repository: Repository) -> Compacted:
     """Make one pack of all; waits for another compactor. Raises `Unavailable` if the disk is full."""
-    with locked(repository.lock_path("compaction")):
-        return _compact(repository, pack.ours(repository.packs), shrink=True, compress=True)
+    try:
+        with locked(repository.lock_path("compaction")):
+            return _compact(repository, pack.ours(repository.packs), shrink=True, compress=True)
+    except OSError as error:
+        raise Unavailable(f"the packs cannot be compacted: {error}") from error
 
 
 def _small(indexes: list[Path]) -> list[Path]:

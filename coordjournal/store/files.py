@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ _NETWORK: Final = frozenset(
 
 
 _held: set[int] = set()  # descriptors of locks that this process holds
+_no_fork = threading.Lock()  # while a descriptor is open and not in `_held`, or the other way round
 
 
 def sync_directory(path: Path) -> None:
@@ -72,8 +74,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
     `flock(2)`: the kernel frees it when the process dies. A forked child shares the lock; it closes its
     descriptor at once and never unlocks, so the lock stays the parent's.
     """
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    keep_lock(file)
+    file = open_lock(path)
     try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -85,25 +86,30 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
         forget_lock(file)
 
 
-def keep_lock(file: int) -> None:
-    """Note that the descriptor `file` is for a lock of this process, which no forked child may keep."""
-    _held.add(file)
+def open_lock(path: Path, flags: int = 0) -> int:
+    """Open, and make if need be, a file for a lock of this process, whose descriptor no forked child keeps."""
+    with _no_fork:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | flags, 0o644)
+        _held.add(file)
+    return file
 
 
 def forget_lock(file: int) -> None:
     """Close the descriptor of a lock, and so free it."""
-    if file in _held:  # not in a forked child, which has closed it
-        _held.discard(file)
-        os.close(file)
+    with _no_fork:
+        if file in _held:  # not in a forked child, which has closed it
+            _held.discard(file)
+            os.close(file)
 
 
 def _forget_locks() -> None:
     for file in _held:
         os.close(file)
     _held.clear()
+    _no_fork.release()
 
 
-os.register_at_fork(after_in_child=_forget_locks)
+os.register_at_fork(before=_no_fork.acquire, after_in_parent=_no_fork.release, after_in_child=_forget_locks)
 
 
 def is_network(kind: str) -> bool:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import threading
 from array import array
@@ -24,6 +25,7 @@ from coordjournal.errors import (
     Corrupt,
     ForeignRepository,
     NotFound,
+    OperatorNeeded,
     Unavailable,
     UnknownFormat,
     WrongAuthority,
@@ -36,6 +38,7 @@ FORMAT: Final = 1
 """The version of the git format; stands in every `space.json`."""
 
 _BRANCH = re.compile(r"refs/heads/([a-z0-9][a-z0-9-]{0,62})")
+_LOOSE = re.compile(rb"[0-9a-f]{40}\n")
 _CHUNK: Final = 512  # appends read at a time
 _LOOK_EVERY: Final = 32  # groups between two looks at the number of packs
 _SPINES: Final = 64
@@ -75,6 +78,7 @@ class GitStore:
         self._heads: dict[str, Head] = {}
         self._about: dict[str, SpaceAbout] = {}
         self._spines: dict[str, tuple[str, tree.Spine]] = {}
+        self._journal = ""  # the one that was claimed
         self._groups = 0
         self._compactor: threading.Thread | None = None
 
@@ -83,6 +87,8 @@ class GitStore:
         try:
             owner = self.repository.owner()
         except NotFound:
+            if self._journal:
+                raise NotFound(f"the repository at {path} was there and is gone; bring it back") from None
             self.repository.create(Owner(authority, self._random(16).hex()))
             owner = self.repository.owner()
         if owner is None:
@@ -97,6 +103,13 @@ class GitStore:
                 path,
                 f"open it with the {owner.authority!r} authority",
             )
+        if self._journal not in ("", owner.journal):
+            raise ForeignRepository(
+                f"journal {owner.journal} lies here now, it was {self._journal}",
+                path,
+                "bring the right one back, or start this process anew",
+            )
+        self._journal = owner.journal
         if authority == "embedded" and is_network(kind := self._file_system):
             raise WrongAuthority(
                 f"the repository is on a network file system ({kind}), whose locks do not keep hosts apart",
@@ -118,21 +131,35 @@ class GitStore:
             yield mine
 
     def spaces(self) -> list[str]:
-        names = self.repository.use(lambda handle: list(handle.references))
+        names = set(self.repository.use(lambda handle: list(handle.references)))
+        try:  # git passes over a branch that is damaged
+            names.update(f"refs/heads/{name}" for name in os.listdir(self._branches))  # noqa: PTH208  # names only
+        except FileNotFoundError:
+            pass  # all are packed
+        except OSError as error:
+            raise OperatorNeeded(
+                f"the branches cannot be looked at: {error.strerror}", self._branches, "give this user the right to"
+            ) from error
         branches = (match[1] for name in names if (match := _BRANCH.fullmatch(name)))
         return sorted(space for space in branches if self._is_space(space))
 
     def _is_space(self, space: str) -> bool:
-        """Whether the branch is one of ours: a branch of something else is no space, but no fault either."""
+        """Whether the branch is one of ours: a branch of something else is no space, but no fault either.
+
+        One whose newest commit is not an append's is ours if its tree is: a fault to be seen.
+        """
         commit = self._branch(space)
         if not commit:
             return False
         raw, kind = self.repository.use(lambda handle: _read(handle, commit))
+        if kind != pack.COMMIT:
+            return False
         try:
             message.parse(raw, commit)
         except Corrupt:
-            return False
-        return kind == pack.COMMIT
+            root, _ = self.repository.use(lambda handle: _read(handle, raw[5:45].decode("ascii")))
+            return b"100644 space.json\0" in root
+        return True
 
     def head(self, space: str) -> Head:
         commit = self._branch(space)
@@ -152,9 +179,9 @@ class GitStore:
         try:
             with open(f"{self._branches}/{space}", "rb") as file:  # noqa: PTH123  # at every read; a path object costs more
                 text = file.read(64)
-            if len(text) == 41:
+            if _LOOSE.fullmatch(text):
                 return text[:40].decode("ascii")
-        except (OSError, UnicodeDecodeError):
+        except OSError:
             pass  # packed, or not there, or damaged: git knows
         self.repository.owner()  # NotFound and UnknownFormat come before anything that git would say
         try:
@@ -392,6 +419,8 @@ def _tree_reader(handle: pygit2.Repository) -> tree.ReadTree:
 
 def _target(handle: pygit2.Repository, space: str) -> str:
     ref = handle.references.get(f"refs/heads/{space}")
+    if ref is not None and not isinstance(ref.target, pygit2.Oid):
+        raise ValueError(f"it is a symbolic reference to {ref.target}")
     return "" if ref is None else str(ref.target)
 
 

@@ -31,7 +31,7 @@ class CommitInfo(NamedTuple):
 
 def encode(info: CommitInfo, append: Append, made: datetime) -> bytes:
     """Return the raw commit of `append`, made at the holder's time `made`."""
-    decided = max(0, int(datetime.fromisoformat(append.at).timestamp()))  # git knows no time before 1970
+    decided = decided_seconds(append.at)
     seqs = str(info.first) if info.first == info.seq else f"{info.first}-{info.seq}"
     return (
         f"tree {info.tree}\n"
@@ -41,6 +41,11 @@ def encode(info: CommitInfo, append: Append, made: datetime) -> bytes:
         f"\n{_words(append)}\n"
         f"\nSeq: {seqs}\nKey: {info.key}\nTerm: {info.term}\nNode: {info.node}\n"
     ).encode()
+
+
+def decided_seconds(at: str) -> int:
+    """Return the author date of an append decided `at`, in whole seconds; git knows no time before 1970."""
+    return max(0, int(datetime.fromisoformat(at).replace(microsecond=0).timestamp()))
 
 
 def identity(actor: str) -> bytes:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 import pygit2
-from pygit2.enums import RepositoryOpenFlag
+from pygit2.enums import ConfigLevel, RepositoryOpenFlag
 
-from coordjournal.errors import Corrupt, NotFound, Unavailable, UnknownFormat
+from coordjournal.errors import Corrupt, NotFound, OperatorNeeded, Unavailable, UnknownFormat
 from coordjournal.retry import STALE_HANDLE, HandleStale
 from coordjournal.store.files import make_directory, replace_synced, sync_directory
 
@@ -51,8 +51,13 @@ class Repository:
         self._owner: Owner | None = None
 
     def exists(self) -> bool:
-        """Whether there is anything at the path."""
-        return self.path.exists() and not _is_empty(self.path)
+        """Whether there is anything at the path. Raises `OperatorNeeded` if that may not be known."""
+        try:
+            return self.path.exists() and not _is_empty(self.path)
+        except OSError as error:
+            raise OperatorNeeded(
+                f"the repository cannot be looked at: {error.strerror}", str(self.path), "give this user the right to"
+            ) from error
 
     def create(self, owner: Owner) -> None:
         """Make the repository, unless another process does so first; it appears whole or not at all."""
@@ -104,7 +109,10 @@ class Repository:
         `work` raises `KeyError` or `OSError` where git lacks an object: with a new handle as well, it
         is `Corrupt`.
         """
-        result: T = STALE_HANDLE(self._attempt, work)
+        try:
+            result: T = STALE_HANDLE(self._attempt, work)
+        except HandleStale as stale:
+            raise Unavailable(f"{self.path} is compacted again and again; try again") from stale
         return result
 
     def _attempt(self, work: Callable[[pygit2.Repository], T]) -> T:
@@ -183,8 +191,20 @@ class Repository:
 
 
 def _sync_what_git_writes() -> None:
-    """Tell libgit2, for the whole process, to sync: it does not read git's core.fsync."""
+    """Tell libgit2, for the whole process, to sync: it does not read git's core.fsync.
+
+    And to do without a user's configuration that may not be read, as git does: a service's HOME is
+    often somebody else's.
+    """
     pygit2.settings.enable_fsync_gitdir(True)
+    for level, name in ((ConfigLevel.GLOBAL, ".gitconfig"), (ConfigLevel.XDG, "config")):
+        try:
+            for place in pygit2.settings.search_path[level].split(os.pathsep):
+                (Path(place) / name).stat()
+        except PermissionError:
+            pygit2.settings.search_path[level] = ""
+        except OSError:
+            continue
 
 
 def _is_empty(path: Path) -> bool:
@@ -196,6 +216,12 @@ def _open(path: Path) -> pygit2.Repository:
     try:
         return pygit2.Repository(str(path), RepositoryOpenFlag.NO_SEARCH | RepositoryOpenFlag.BARE)
     except (pygit2.GitError, KeyError, OSError) as error:
+        if "not owned by" in str(error):
+            raise OperatorNeeded(
+                "git does not trust the repository: it is not owned by this user",
+                str(path),
+                f"run `git config --global --add safe.directory {path}`",
+            ) from error
         raise UnknownFormat(f"git cannot open the repository: {error}", str(path), "look at its config") from error
 
 
@@ -216,6 +242,8 @@ def _format_fault(path: Path, values: dict[str, str]) -> str:
         return "this is no bare git repository"
     if values.get("core.repositoryformatversion", "0") not in ("0", "1"):
         return f"its repositoryformatversion is {values['core.repositoryformatversion']}, not 0 or 1"
+    if values.get("core.bare", "true").lower() in ("false", "no", "off", "0"):
+        return "this is no bare git repository: it has a working tree"
     for name, value in values.items():
         if name.startswith("extensions."):
             extension = name.partition(".")[2]
