@@ -7,7 +7,7 @@ called one by one; what may happen between two of them, and why that is harmless
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from coordjournal.entry import MAX_SEQ, Append, Appended, Head, Receipt
@@ -23,11 +23,18 @@ class Group:
     """Appends of one space on their way, on top of `base`, the log's newest head.
 
     `ready` are the accepted ones, `written` what the store made of them, `state` is what is true
-    after them.
+    after them. `left` are keys of appends that another process may have appended for their caller, who
+    was not told, each with the seq that the head had before: what the log has of them after that is no
+    duplicate. The first `checked` appends are known to be well formed.
     """
 
     def __init__(
-        self, asked: Sequence[Append], replica: Replica, base: Head, left: frozenset[str] = frozenset()
+        self,
+        asked: Sequence[Append],
+        replica: Replica,
+        base: Head,
+        left: Mapping[str, int] | None = None,
+        checked: int = 0,
     ) -> None:
         self.base = base
         self.state: CoordinationState = replica.exactly_at(base)
@@ -35,15 +42,18 @@ class Group:
         self.written: list[Appended] = []
         self._asked = asked
         self._replica = replica
-        self._left = left
+        self._left = left or {}
+        self._checked = checked
         self._verdicts: list[int | Appended | CoordJournalError] = []
         self._places: dict[str, int] = {}
 
     def judge(self) -> None:
         """Accept or refuse each append, in order, on top of those accepted before it."""
-        for append in self._asked:
+        for number, append in enumerate(self._asked):
             verdict: int | Appended | CoordJournalError
             try:
+                if number >= self._checked:
+                    append.check()
                 verdict = self._judge(append)
             except (Rejected, Conflict) as refusal:
                 verdict = refusal
@@ -55,7 +65,6 @@ class Group:
         The key comes before `expect` and the state, so that a retry of an append gets its receipt.
         """
         first = self.ready[-1].first + len(self.ready[-1].append.events) if self.ready else self.base.seq + 1
-        append.check()
         if (place := self._places.get(append.key)) is not None:
             fellow = self.ready[place].append
             if (fellow.events, fellow.actor) != (append.events, append.actor):
@@ -84,13 +93,16 @@ class Group:
         `failure` is why the accepted ones were not published, None if they were.
         """
         served: set[int] = set()
+        told: set[str] = set()
         outcomes: list[Outcome] = []
         unpublished = False  # whether an accepted append that was not published is below
         for append, verdict in zip(self._asked, self._verdicts, strict=True):
             if isinstance(verdict, CoordJournalError):
                 outcomes.append(failure if failure is not None and unpublished else verdict)
             elif isinstance(verdict, Appended):
-                own = append.key in self._left and verdict.entries[0].at == append.at
+                after = self._left.get(append.key)
+                own = after is not None and verdict.first > after and append.key not in told
+                told.add(append.key)
                 outcomes.append(_receipt(space, verdict, "forwarded" if own else "local", duplicate=not own))
             elif failure is not None:
                 unpublished = True

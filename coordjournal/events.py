@@ -31,7 +31,7 @@ def check_name(value: object, what: str, *, stored: bool = False) -> None:
     control characters, surrogates, line and paragraph separators. Raises `InvalidName`. Of a `stored`
     name NFC is not asked again: what it is depends on the version of Unicode, and so of Python.
     """
-    if not isinstance(value, str):
+    if type(value) is not str:
         raise InvalidName(f"{what}: a name is text, not {type(value).__name__}")
     if not _is_plain(value) and (fault := _name_fault(value, stored=stored)):
         raise InvalidName(f"{what} {_shown(value)}: {fault}")
@@ -40,7 +40,7 @@ def check_name(value: object, what: str, *, stored: bool = False) -> None:
 def _is_plain(value: object) -> bool:
     """Whether `value` is a legal name of printable ASCII: most are, and this is quick to see."""
     return (
-        isinstance(value, str)
+        type(value) is str
         and value.isascii()
         and value.isprintable()
         and 0 < len(value) <= MAX_NAME_BYTES
@@ -198,7 +198,7 @@ class OverlaySet(_Event, frozen=True, tag="overlay.set"):
 
     def check(self, *, stored: bool = False) -> None:
         super().check(stored=stored)
-        if not all(isinstance(text, str) for text in (self.media_type, self.body)):
+        if not all(type(text) is str for text in (self.media_type, self.body)):
             raise InvalidEvent(f"{self.type}: media_type and body are text")
         if len(self.media_type) > MAX_MEDIA_TYPE_BYTES or not _MEDIA_TYPE.fullmatch(self.media_type):
             raise InvalidEvent(f"{self.type}: media_type {_shown(self.media_type)} is not like text/markdown")

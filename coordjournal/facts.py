@@ -43,7 +43,7 @@ def to_facts(state: CoordinationState) -> Facts:
 def from_facts(facts: Facts) -> CoordinationState:
     """Return the state that gave `facts`, which it takes over."""
     state = CoordinationState()
-    state.seq = facts.seq
+    state._seq = facts.seq
     state._aliases = Pointers(PersistentMap(facts.aliases))
     state._forks = Pointers(PersistentMap(facts.forks))
     state._groups = Groups(

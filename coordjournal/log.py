@@ -13,11 +13,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from coordjournal.authority import Authority
 from coordjournal.authority.embedded import EmbeddedAuthority
 from coordjournal.authority.spool import Spool
 from coordjournal.cache import SpaceCache
 from coordjournal.entry import Append, Entry, Head, Receipt, check_space, format_time
-from coordjournal.errors import Closed, ForkedProcess, InvalidEvent, NotFound, Unavailable, Undecided
+from coordjournal.errors import Closed, ForkedProcess, InvalidEvent, NotFound, Rejected, Unavailable, Undecided
 from coordjournal.events import Event
 from coordjournal.replica import Replica, not_there
 from coordjournal.state import CoordinationState
@@ -47,18 +48,18 @@ class DecisionLog:
     def __init__(
         self,
         store: Callable[[], Store],
+        authority: Callable[[Store, Callable[[str], Replica]], Authority] = EmbeddedAuthority,
         *,
         where: str,
         actor: str | None = None,
         cache: Callable[[], Path | None] = lambda: None,
-        spool: Callable[[str], Spool | None] = lambda _: None,
         clock: Callable[[], datetime] = _utc_now,
         random: Callable[[int], bytes] = os.urandom,
     ) -> None:
         """Prefer `open` and `in_memory`; this takes the parts apart for tests."""
         self._make_store = store
         self._cache_root = cache
-        self._spool = spool
+        self._make_authority = authority
         self._where = where
         self._actor = actor
         self._clock = clock
@@ -66,7 +67,7 @@ class DecisionLog:
         self._lock = threading.Lock()
         self._pid = 0
         self._closed = False
-        self._parts: tuple[Store, EmbeddedAuthority] | None = None
+        self._parts: tuple[Store, Authority] | None = None
         self._replicas: dict[str, Replica] = {}
 
     @classmethod
@@ -87,10 +88,10 @@ class DecisionLog:
             own = where / "coordjournal"
             return own / "cache" if own.is_dir() and os.access(own, os.W_OK) else None
 
-        def spool(space: str) -> Spool:
-            return Spool(where / "coordjournal" / "spool" / space)
+        def authority(store: Store, replica: Callable[[str], Replica]) -> Authority:
+            return EmbeddedAuthority(store, replica, lambda space: Spool(where / "coordjournal" / "spool" / space))
 
-        return cls(store, where=str(where), actor=actor, cache=cache, spool=spool)
+        return cls(store, authority, where=str(where), actor=actor, cache=cache)
 
     @classmethod
     def in_memory(cls, *, actor: str | None = None) -> DecisionLog:
@@ -156,6 +157,12 @@ class DecisionLog:
             format_time(self._clock()) if at is None else at,
             expect,
         )
+        try:
+            asked.check()
+        except Rejected as refusal:
+            refused: Future[Receipt] = Future()
+            refused.set_exception(refusal)
+            return refused
         return authority.submit(space, asked)
 
     def default_actor(self) -> str:
@@ -262,7 +269,7 @@ class DecisionLog:
     def __repr__(self) -> str:
         return f"<DecisionLog {self._where}{' closed' if self._closed else ''}>"
 
-    def _open(self) -> tuple[Store, EmbeddedAuthority]:
+    def _open(self) -> tuple[Store, Authority]:
         parts = self._parts
         if parts is None or self._closed or self._pid != os.getpid():
             if self._closed:
@@ -277,7 +284,7 @@ class DecisionLog:
                     raise Closed("the log was closed; open another one")
                 if self._parts is None:
                     store = self._make_store()
-                    self._parts = store, EmbeddedAuthority(store, self._replica, self._spool)
+                    self._parts = store, self._make_authority(store, self._replica)
                 parts = self._parts
         return parts
 

@@ -16,15 +16,14 @@ from typing import Final, NamedTuple
 
 import pygit2
 
-from coordjournal.errors import CoordJournalError, NotFound, Unavailable, WrongAuthority
-from coordjournal.store import compaction, pack
+from coordjournal.errors import CoordJournalError, ForeignRepository, NotFound, WrongAuthority
+from coordjournal.store import EMBEDDED, compaction, pack
 from coordjournal.store.compaction import Compacted
 from coordjournal.store.files import file_system, is_network, locked
 from coordjournal.store.git import GitStore
 from coordjournal.store.repository import Owner, Repository, write_owner
 from coordjournal.verification import Verified, verify_space
 
-_EMBEDDED: Final = "embedded"
 _MANY_PACKS: Final = 200
 _OLD_LOCK_SECONDS: Final = 60.0
 _LITTLE_BYTES: Final = 100 << 20
@@ -54,7 +53,7 @@ def init(path: str | os.PathLike[str]) -> Owner:
     Raises `ForeignRepository` and `WrongAuthority` if there is one that is not an embedded journal's.
     """
     store = _store(path)
-    store.claim(_EMBEDDED)
+    store.claim(EMBEDDED)
     owner = store.repository.owner()
     assert owner is not None  # claim saw to it
     return owner
@@ -80,7 +79,7 @@ def compact(path: str | os.PathLike[str]) -> Compacted:
     """
     store = _store(path)
     if store.repository.owner() is None:
-        store.claim(_EMBEDDED)  # says what it is
+        store.claim(EMBEDDED)  # says what it is
     return compaction.compact(store.repository)
 
 
@@ -88,14 +87,15 @@ def adopt(path: str | os.PathLike[str], *, dry_run: bool = False) -> Adopted:
     """Make a mirror clone an embedded journal of its own: the way back from a backup.
 
     Every space is verified first; remotes that would overwrite its branches are removed. Nothing is
-    changed if `dry_run`, or if it is an embedded journal already. Raises what `verify` does, and
-    `WrongAuthority` if it has another authority or is on a network file system.
+    changed if `dry_run`, or if it is an embedded journal already. Raises what `verify` does,
+    `ForeignRepository` if it holds no space, `WrongAuthority` if it has another authority or is on a
+    network file system.
     """
     store = _store(path)
     repository = store.repository
     owner = repository.owner()
     spaces = store.spaces()
-    if owner is not None and owner.authority == _EMBEDDED:
+    if owner is not None and owner.authority == EMBEDDED:
         return Adopted(owner.journal, len(spaces), changed=False, steps=[])
     if owner is not None:
         raise WrongAuthority(f"appends go through the authority {owner.authority!r} here", str(repository.path))
@@ -103,6 +103,8 @@ def adopt(path: str | os.PathLike[str], *, dry_run: bool = False) -> Adopted:
         raise WrongAuthority(
             f"it is on a network file system ({kind})", str(repository.path), "copy it to a disk of this host"
         )
+    if not spaces:
+        raise ForeignRepository("no branch here is a space's log", str(repository.path), "adopt a clone of a journal")
     journal = os.urandom(16).hex()
     remotes = sorted({name.split(".")[1] for name in _remote_settings(repository)})
     steps = [f"verify space {space}" for space in spaces]
@@ -110,12 +112,12 @@ def adopt(path: str | os.PathLike[str], *, dry_run: bool = False) -> Adopted:
     steps.append(f"make it the embedded journal {journal}")
     if not dry_run:
         with ExitStack() as locks:
-            for space in ("compaction", *spaces):
+            for space in (compaction.LOCK, *spaces):
                 locks.enter_context(locked(repository.lock_path(space)))
             for space in spaces:
                 verify_space(store, space)
             _forget_remotes(repository)
-            write_owner(repository.path / "config", Owner(_EMBEDDED, journal))
+            write_owner(repository.path / "config", Owner(EMBEDDED, journal))
     return Adopted(journal, len(spaces), changed=True, steps=steps)
 
 
@@ -134,10 +136,11 @@ def _forget_remotes(repository: Repository) -> None:
 def doctor(path: str | os.PathLike[str] | None) -> list[Finding]:
     """Examine this machine, and the repository if one is named; never raises for what it finds."""
     findings = [
+        Finding("coordjournal", None, version("coordjournal")),
         Finding("python", None, platform.python_version()),
         Finding("platform", platform.system() in ("Linux", "Darwin"), platform.platform()),
         Finding("pygit2", None, f"{version('pygit2')} with libgit2 {pygit2.LIBGIT2_VERSION}"),
-        Finding("msgspec", None, version("msgspec")),
+        *(Finding(name, None, version(name)) for name in ("msgspec", "tenacity", "click")),
         _git(),
     ]
     if path is None:
@@ -200,8 +203,4 @@ def _locks(repository: Repository) -> Iterator[Finding]:
 
 
 def _store(path: str | os.PathLike[str]) -> GitStore:
-    try:
-        where = Path(path)
-    except TypeError as error:
-        raise Unavailable(f"{path!r} is no path") from error
-    return GitStore(where, node=socket.gethostname(), clock=lambda: datetime.now(UTC), random=os.urandom)
+    return GitStore(Path(path), node=socket.gethostname(), clock=lambda: datetime.now(UTC), random=os.urandom)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Final
 
 from coordjournal.persistent import MapDraft, PersistentMap
+
+_SHORT_WAY: Final = 64  # names; walking them costs less than knowing what leads where
 
 
 class Pointers:
     """One version of such a map: name → (where it leads, the seq that made it so)."""
 
-    __slots__ = ("_inbound", "facts")
+    __slots__ = ("counted", "facts")
 
     def __init__(
         self, facts: PersistentMap[str, tuple[str, int]], inbound: PersistentMap[str, int] | None = None
     ) -> None:
         self.facts = facts
-        self._inbound = inbound
+        self.counted = inbound  # how many names lead directly to a name, None if that was not needed yet
 
     def follow(self, name: str) -> Iterator[str]:
         """Yield `name` and every name on its way, the last one leading nowhere."""
@@ -27,22 +30,21 @@ class Pointers:
             yield name
 
     def inbound(self) -> PersistentMap[str, int]:
-        """Return how many names lead directly to a name; counted when it is first asked for."""
-        if self._inbound is None:
+        """Return how many names lead directly to a name."""
+        if self.counted is None:
             counts = Counter(target for target, _ in self.facts.as_dict().values())
-            self._inbound = PersistentMap(dict(counts))
-        return self._inbound
+            self.counted = PersistentMap(dict(counts))
+        return self.counted
 
 
 class PointersDraft:
     """The changes towards the next version of `Pointers`."""
 
-    __slots__ = ("_base", "_facts", "_inbound")
+    __slots__ = ("_facts", "_inbound")
 
     def __init__(self, base: Pointers) -> None:
-        self._base = base
         self._facts = MapDraft(base.facts)
-        self._inbound: MapDraft[str, int] | None = None
+        self._inbound = MapDraft(base.counted) if base.counted is not None else None
 
     def get(self, name: str) -> str | None:
         """Return where `name` leads, None if nowhere."""
@@ -55,19 +57,19 @@ class PointersDraft:
     def would_circle(self, name: str, target: str) -> bool:
         """Whether leading `name` to `target` would close a circle.
 
-        A circle through `name` needs something that leads to it, so a name that nothing leads to is
-        known at once to be harmless: chains of any length grow at either end at constant cost.
+        The way from `target` is walked. Where it is long, it is first asked whether anything leads to
+        `name`: a circle through it needs that. So a chain grows at either end at constant cost.
         """
-        if name == target:
-            return True
+        step: str | None = target
+        for _ in range(_SHORT_WAY):
+            if step is None or step == name:
+                return step == name
+            step = self.get(step)
         if not self._counts().get(name):
             return False
-        step: str | None = target
-        while step is not None:
-            if step == name:
-                return True
+        while step is not None and step != name:
             step = self.get(step)
-        return False
+        return step == name
 
     def set(self, name: str, target: str, seq: int) -> None:
         """Lead `name` to `target` from now on; a circle must have been ruled out."""
@@ -85,19 +87,21 @@ class PointersDraft:
 
     def freeze(self) -> Pointers:
         """Return the next version; the draft must not be used afterwards."""
-        if self._inbound is None:
-            return self._base
-        return Pointers(self._facts.freeze(), self._inbound.freeze())
+        return Pointers(self._facts.freeze(), None if self._inbound is None else self._inbound.freeze())
 
     def _counts(self) -> MapDraft[str, int]:
+        """Return how many names lead directly to a name: counted when first asked for, kept from then on."""
         if self._inbound is None:
-            self._inbound = MapDraft(self._base.inbound())
+            facts = self._facts.freeze()
+            self._facts = MapDraft(facts)
+            self._inbound = MapDraft(Pointers(facts).inbound())
         return self._inbound
 
     def _count(self, target: str, change: int) -> None:
-        counts = self._counts()
-        count = (counts.get(target) or 0) + change
+        if self._inbound is None:
+            return
+        count = (self._inbound.get(target) or 0) + change
         if count:
-            counts[target] = count
+            self._inbound[target] = count
         else:
-            del counts[target]
+            del self._inbound[target]

@@ -37,6 +37,7 @@ class Replica:
         self._store = store
         self.cache = cache
         self._lock = threading.Lock()
+        self._keys_lock = threading.Lock()
         self.head = Head()
         self.state: CoordinationState = EMPTY
 
@@ -68,32 +69,36 @@ class Replica:
 
     def find(self, key: str, head: Head) -> Appended | None:
         """Return the append up to `head`, the log's newest, that used `key`."""
-        for again in (False, True):
+        with self._keys_lock:
             commit = self.cache.keys.find(self._store, self._space, head, key)
             if commit is None:
                 return None
             try:
                 appended = self._store.load(self._space, commit)
-            except Corrupt:
-                if again:  # it is the log that lacks it, not the index that made it up
-                    raise
-            else:
                 if appended.key == key:
                     return appended
-            self.cache.keys.distrust()
-        return None
+            except Corrupt:
+                pass  # it is for the log itself to say so, below
+            self.cache.keys.distrust()  # git does not confirm what it says
+            for entry in self.cache.entries.read(self._store, self._space, head, Head()):
+                if entry.key == key:
+                    return self._store.load(self._space, entry.commit)
+            return None
 
     def accept(self, written: Sequence[Appended], state: CoordinationState) -> None:
         """Go on to what was just published on top of the newest head, and to the state it gives."""
-        with self._lock:
+        with self._keys_lock:
             for appended in written:
                 self.cache.keys.add(appended)
+        with self._lock:
+            for appended in written:
                 self.cache.entries.add(appended)
             self.head, self.state = written[-1].head, state
 
     def settle(self) -> None:
         """Write to the cache what is worth it; for the one that holds the space's authority."""
-        self.cache.keys.settle()
+        with self._keys_lock:
+            self.cache.keys.settle()
         self.cache.states.keep(self.head, self.state)
 
     def close(self) -> None:
@@ -101,6 +106,7 @@ class Replica:
         with self._lock:
             self.cache.entries.flush()
             self.cache.states.keep(self.head, self.state)
+        with self._keys_lock:
             self.cache.keys.close()
 
     def state_upto(self, seq: int, head: Head) -> CoordinationState:

@@ -72,15 +72,20 @@ _Laid = PersistentMap[str, Overlay]
 class CoordinationState:
     """What is true after the entry `seq`. Immutable, equal by content, safe in many threads."""
 
-    __slots__ = ("_aliases", "_forks", "_groups", "_overlays", "seq")
+    __slots__ = ("_aliases", "_forks", "_groups", "_overlays", "_seq")
 
     def __init__(self) -> None:
         """Make the state in which nothing was decided."""
-        self.seq = 0
+        self._seq = 0
         self._aliases = Pointers(PersistentMap())
         self._forks = Pointers(PersistentMap())
         self._groups = Groups()
         self._overlays: PersistentMap[str, _Laid] = PersistentMap()
+
+    @property
+    def seq(self) -> int:
+        """The entry as of which this is true, 0 where nothing was decided."""
+        return self._seq
 
     @property
     def aliases(self) -> Mapping[str, str]:
@@ -213,7 +218,7 @@ class StateDraft:
     def freeze(self) -> CoordinationState:
         """Return the next state; the draft must not be used afterwards."""
         base, state = self._base, CoordinationState()
-        state.seq = self.seq
+        state._seq = self.seq
         state._aliases = self._drafted_aliases.freeze() if self._drafted_aliases is not None else base._aliases
         state._forks = self._drafted_forks.freeze() if self._drafted_forks is not None else base._forks
         state._groups = self._drafted_groups.freeze() if self._drafted_groups is not None else base._groups

@@ -15,10 +15,11 @@ class Authority(Protocol):
         """Return the head after everything that anyone was told is appended."""
 
     def submit(self, space: str, append: Append) -> Future[Receipt]:
-        """Take an append on and return at once; appends of one thread are decided in its order.
+        """Take a well-formed append on and return at once; those of one thread are decided in its order.
 
-        The future can be cancelled until the append is being judged: it is then certainly not
-        applied. Raises `Unavailable`, at the call, if too many are waiting, `Closed` after `close`.
+        The future can be cancelled until the append, or another attempt under its key, is being judged:
+        it is then certainly not applied. Raises, at the call, `Unavailable` if too many are waiting and
+        `Closed` after `close`.
         """
 
     def wait(self, space: str, seen: Head, seconds: float) -> None:

@@ -19,14 +19,11 @@ import msgspec
 from coordjournal.authority.spool import Spool
 from coordjournal.commit import Group, Outcome
 from coordjournal.entry import Append, Receipt
-from coordjournal.errors import Closed, CoordJournalError, OperatorNeeded, Rejected, Unavailable, Undecided
+from coordjournal.errors import Closed, CoordJournalError, OperatorNeeded, Unavailable, Undecided
 from coordjournal.events import OverlaySet, PagesMerged
 from coordjournal.replica import Replica
 from coordjournal.retry import HEAD_MOVED
-from coordjournal.store import HeadMoved, Store
-
-AUTHORITY: Final = "embedded"
-"""The name of the authority without a server, as the repository's config has it."""
+from coordjournal.store import EMBEDDED, HeadMoved, Store
 
 _MAX_WAITING: Final = 1 << 16  # appends of one space; more are refused at once
 _MAX_WAITING_BYTES: Final = 256 << 20  # about so much in memory
@@ -90,7 +87,8 @@ class Lane:
         self._waiting_bytes = 0
         self._thread: threading.Thread | None = None
         self._closing = False
-        self._busy = False  # appends were taken on and are not decided yet
+        self._running: list[Waiting] = []  # taken on, and not decided yet
+        self._left_after = 0  # the seq that the head had when the intent was left
 
     def put(self, waiting: Waiting) -> None:
         with self._work:
@@ -114,7 +112,7 @@ class Lane:
             self._closing = True
             self._work.notify_all()
             # Not for the thread itself: it may wait for another process's lock, with nothing left to do.
-            self._work.wait_for(lambda: not (self._waiting or self._left or self._busy), seconds)
+            self._work.wait_for(lambda: not (self._waiting or self._left or self._running), seconds)
             queued, self._waiting = list(self._waiting), deque()
             left, self._left = self._left, []
             taken = self._is_taken()
@@ -136,7 +134,7 @@ class Lane:
                 refusal.__cause__ = error
                 self._refuse(refusal)
             with self._work:
-                self._busy = False
+                self._running = []
                 self._work.notify_all()
 
     def _await_work(self) -> bool:
@@ -149,10 +147,17 @@ class Lane:
             return True
 
     def withdraw(self, future: AppendFuture) -> bool:
-        """Take an append back, so that nobody will judge it; false if somebody does, or did."""
+        """Take an append back, so that nobody will judge it; false if somebody does, or did.
+
+        False too if another attempt under its key may be applied: then it is not certain that the append
+        is not.
+        """
         with self._work:
+            others = [waiting for waiting in (*self._running, *self._left) if waiting.future is not future]
             for waiting in self._waiting:
                 if waiting.future is future:
+                    if any(other.append.key == waiting.append.key for other in others):
+                        return False
                     self._waiting.remove(waiting)
                     self._waiting_bytes -= _rough_bytes(waiting.append)
                     return True
@@ -167,7 +172,7 @@ class Lane:
     def _serve(self) -> None:
         """Take one group through; or leave it to the process that has the space's lock, and then look."""
         try:
-            self._store.claim(AUTHORITY)
+            self._store.claim(EMBEDDED)
             with self._store.exclusive(self._space, wait=self._spool is None) as mine:
                 if mine:
                     self._lead([])
@@ -183,6 +188,7 @@ class Lane:
     def _leave(self) -> bool:
         """Leave what has gathered as an intent; false if it was all withdrawn."""
         with self._work:
+            self._left_after = self._store.head(self._space).seq
             self._leave_intent(self._gather(take_on=False))
             return bool(self._left)
 
@@ -190,17 +196,16 @@ class Lane:
         self._left, self._intent = group, ""
         if group and self._spool is not None:
             try:
-                for waiting in group:
-                    waiting.append.check()
                 self._intent = self._spool.leave([waiting.append for waiting in group])
-            except Rejected:
-                pass  # what is not well formed is refused under the lock, in its turn
             except OSError as error:  # a full disk, as a rule: then the lock is waited for, as without a spool
                 logger.warning("space %s: no intent can be left: %s", self._space, error)
 
     def _is_taken(self) -> bool:
         """Whether another process has taken our intent on; if not, it is withdrawn, so that none will."""
-        return bool(self._intent) and self._spool is not None and not self._spool.withdraw(self._intent)
+        if not self._intent or self._spool is None or self._spool.withdraw(self._intent):
+            return False
+        self._spool.forget(self._intent)
+        return True
 
     def _collect(self) -> tuple[list[Waiting], bool]:
         """Give the callers what another process decided.
@@ -213,7 +218,7 @@ class Lane:
             if self._spool is not None and self._intent:
                 outcomes, taken = self._spool.collect(self._intent)
             group, self._left, self._intent = self._left, [], ""
-            self._busy = bool(group)
+            self._running = list(group)
             for waiting in group:
                 waiting.future.set_running_or_notify_cancel()
         if outcomes is None or len(outcomes) != len(group):
@@ -224,13 +229,13 @@ class Lane:
     def _lead(self, group: list[Waiting], *, taken: bool = False) -> None:
         """Decide, under the space's lock, the appends `group`, those of the queue and those in the spool."""
         try:
-            self._store.claim(AUTHORITY)  # again, since another process may have changed whose it is
+            self._store.claim(EMBEDDED)  # again, since another process may have changed whose it is
         except Exception as error:
             undecided = Undecided(f"another process may have appended it, but it is not to be known: {error}")
             refusal = error if isinstance(error, CoordJournalError) else Unavailable(f"nothing is appended: {error!r}")
             _tell(group, [undecided if taken else refusal] * len(group))
             raise
-        left = frozenset(waiting.append.key for waiting in group if taken)
+        left = {waiting.append.key: self._left_after for waiting in group if taken}
         group = group + self._gather()
         if not group:
             return
@@ -252,7 +257,7 @@ class Lane:
                 self._waiting_bytes -= _rough_bytes(waiting.append)
                 size += _rough_bytes(waiting.append)
                 if take_on:
-                    self._busy = True
+                    self._running.append(waiting)
                     waiting.future.set_running_or_notify_cancel()
                 group.append(waiting)
         return group
@@ -260,22 +265,23 @@ class Lane:
     def _refuse(self, error: Exception) -> None:
         """Give what has gathered the reason for which nothing can be appended now."""
         with self._work:
-            group, self._left = self._left, []
-            if self._is_taken():
-                error = Undecided(f"another process may have appended it, but it is not to be known: {error}")
+            left, self._left = self._left, []
+            taken = self._is_taken()
             self._intent = ""
-        for waiting in group:
-            waiting.future.set_running_or_notify_cancel()
-        group += self._gather()
-        _tell(group, [error] * len(group))
+            for waiting in left:
+                waiting.future.set_running_or_notify_cancel()
+        undecided = Undecided(f"another process may have appended it, but it is not to be known: {error}")
+        _tell(left, [undecided if taken else error] * len(left))
+        queued = self._gather()
+        _tell(queued, [error] * len(queued))
 
-    def _decide(self, group: list[Waiting], left: frozenset[str]) -> None:
+    def _decide(self, group: list[Waiting], left: dict[str, int]) -> None:
         asked = [waiting.append for waiting in group]
         taken: list[tuple[str, int]] = []
         for name, appends in self._take_others(sum(map(_rough_bytes, asked))):
             taken.append((name, len(appends)))
             asked += appends
-        outcomes = self._outcomes(asked, left)
+        outcomes = self._outcomes(asked, left, len(group))
         at = len(group)
         for name, count in taken:
             self._tell_other(name, outcomes[at : at + count])
@@ -307,9 +313,9 @@ class Lane:
         ]
         self._spool.decide(name, forwarded)
 
-    def _outcomes(self, asked: list[Append], left: frozenset[str]) -> list[Outcome]:
+    def _outcomes(self, asked: list[Append], left: dict[str, int], checked: int) -> list[Outcome]:
         try:
-            outcomes: list[Outcome] = HEAD_MOVED(self._commit, asked, left)
+            outcomes: list[Outcome] = HEAD_MOVED(self._commit, asked, left, checked)
         except HeadMoved:
             moved = Unavailable(f"the branch {self._space} is moved by others again and again; try again")
             return [moved] * len(asked)
@@ -317,10 +323,10 @@ class Lane:
             return [error] * len(asked)
         return outcomes
 
-    def _commit(self, asked: list[Append], left: frozenset[str]) -> list[Outcome]:
+    def _commit(self, asked: list[Append], left: dict[str, int], checked: int) -> list[Outcome]:
         replica = self._replica(self._space)
         base = self._store.head(self._space)
-        group = Group(asked, replica, base, left)
+        group = Group(asked, replica, base, left, checked)
         group.judge()
         failure: CoordJournalError | None = None
         if group.ready:

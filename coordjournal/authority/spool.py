@@ -54,6 +54,7 @@ class Spool:
 
     def leave(self, appends: Sequence[Append]) -> str:
         """Leave an intent for whoever has the space's lock; return its name. Raises `OSError`."""
+        data = msgspec.msgpack.encode(list(appends))
         name = f"{time.time_ns():020}-{os.getpid()}-{os.urandom(4).hex()}"
         self._directory.mkdir(parents=True, exist_ok=True)
         draft = self._directory / f".{name}"
@@ -61,9 +62,9 @@ class Spool:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
             with open(file, "wb", closefd=False) as out:
-                out.write(msgspec.msgpack.encode(list(appends)))
+                out.write(data)
             draft.rename(self._path(name, _INTENT))
-        except OSError:
+        except BaseException:
             forget_lock(file)
             draft.unlink(missing_ok=True)
             raise
@@ -108,8 +109,8 @@ class Spool:
                 appends = self._take(name)
                 if appends:
                     yield name, appends
-            elif suffix == _OUTCOME:
-                self._sweep(entry)
+            elif suffix != _INTENT:
+                self._sweep(entry, suffix)
 
     def _take(self, name: str) -> list[Append]:
         intent, taken = self._path(name, _INTENT), self._path(name, _TAKEN)
@@ -141,17 +142,31 @@ class Spool:
             draft.rename(self._path(name, _OUTCOME))
         except OSError:
             draft.unlink(missing_ok=True)
+            return  # it stays taken: its process must know that it may have been appended
         self._path(name, _TAKEN).unlink(missing_ok=True)
+
+    def forget(self, name: str) -> None:
+        """Let go of an intent that another process has taken on, and of its outcome."""
+        self._release(name)
 
     def _release(self, name: str) -> None:
         file = self._locks.pop(name, None)
         if file is not None:
             forget_lock(file)
 
-    def _sweep(self, entry: str) -> None:
+    def _sweep(self, entry: str, suffix: str) -> None:
+        """Delete what a dead process left: an intent that was taken on, an outcome, a draft."""
         path = self._directory / entry
         try:
-            if time.time() - path.stat().st_mtime > _SWEEP_SECONDS:
+            if suffix == _TAKEN:
+                file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    dead = _is_free(file)
+                finally:
+                    os.close(file)
+            else:
+                dead = time.time() - path.stat().st_mtime > _SWEEP_SECONDS
+            if dead:
                 path.unlink()
         except FileNotFoundError:
             return

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from coordjournal.entry import Append, Appended, Head
+
+EMBEDDED: Final = "embedded"
+"""The authority without a server, as a repository's config names it: its lock is the host's own."""
 
 
 class HeadMoved(Exception):

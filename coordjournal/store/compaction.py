@@ -27,6 +27,9 @@ from coordjournal.store.packfile import Entry, PackFile, PackWriter, object_ids,
 from coordjournal.store.repository import Repository
 from coordjournal.store.tree import TREE, last_entry
 
+LOCK: Final = ".compaction"
+"""The compactor's lock: a name that no space can have."""
+
 _DUE_PACKS: Final = 64
 _GROWTH: Final = 2  # packs that are left alone are each so many times larger than all smaller ones
 _SHRINK_BYTES: Final = 4 << 20  # about a thousand appends; what was shrunk once is only copied afterwards
@@ -55,7 +58,7 @@ def compact_if_due(repository: Repository) -> Compacted | None:
 
     Merges only packs that are small beside the others, so that the cost of an object is logarithmic.
     """
-    with locked(repository.lock_path("compaction"), wait=False) as mine:
+    with locked(repository.lock_path(LOCK), wait=False) as mine:
         if not mine or not is_due(repository):
             return None
         inputs = _small(pack.ours(repository.packs))
@@ -65,7 +68,7 @@ def compact_if_due(repository: Repository) -> Compacted | None:
 def compact(repository: Repository) -> Compacted:
     """Make one pack of all; waits for another compactor. Raises `Unavailable` if the disk is full."""
     try:
-        with locked(repository.lock_path("compaction")):
+        with locked(repository.lock_path(LOCK)):
             return _compact(repository, pack.ours(repository.packs), shrink=True, compress=True)
     except OSError as error:
         raise Unavailable(f"the packs cannot be compacted: {error}") from error

@@ -30,7 +30,7 @@ from coordjournal.errors import (
     UnknownFormat,
     WrongAuthority,
 )
-from coordjournal.store import Diverged, HeadMoved, Ready, compaction, message, pack, refs, tree
+from coordjournal.store import EMBEDDED, Diverged, HeadMoved, Ready, compaction, message, pack, refs, tree
 from coordjournal.store.files import file_system, is_network, locked
 from coordjournal.store.repository import Owner, Repository
 
@@ -110,7 +110,7 @@ class GitStore:
                 "bring the right one back, or start this process anew",
             )
         self._journal = owner.journal
-        if authority == "embedded" and is_network(kind := self._file_system):
+        if authority == EMBEDDED and is_network(kind := self._file_system):
             raise WrongAuthority(
                 f"the repository is on a network file system ({kind}), whose locks do not keep hosts apart",
                 path,

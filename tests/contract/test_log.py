@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import coordjournal as cj
+from coordjournal.maintenance import init
 from tests.support import alias
 
 AT = "2026-01-31T12:00:00.123456Z"
@@ -17,7 +18,16 @@ AT = "2026-01-31T12:00:00.123456Z"
 
 @pytest.fixture(params=["memory", "git"])
 def log(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[cj.DecisionLog]:
+    if request.param == "git":
+        init(tmp_path / "wiki.git")
     made = cj.DecisionLog.in_memory() if request.param == "memory" else cj.DecisionLog.open(tmp_path / "wiki.git")
+    with made:
+        yield made
+
+
+@pytest.fixture(params=["memory", "git"])
+def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[cj.DecisionLog]:
+    made = cj.DecisionLog.in_memory() if request.param == "memory" else cj.DecisionLog.open(tmp_path / "target.git")
     with made:
         yield made
 
@@ -178,22 +188,21 @@ def test_submitted_appends_keep_their_order_and_each_its_own_fate(log: cj.Decisi
 
 
 def test_threads_append_at_once_without_gap_or_loss(log: cj.DecisionLog) -> None:
-    receipts: list[cj.Receipt] = []
+    receipts: dict[int, cj.Receipt] = {}
 
     def work(worker: int) -> None:
-        for number in range(25):
-            receipts.append(
-                log.append("s", cj.AliasSet(f"{worker}-{number}", "t"), key=f"{worker}-{number}", timeout=60)
-            )
+        for key in (f"{worker}-{number}" for number in range(25)):
+            receipt = log.append("s", cj.AliasSet(key, "t"), key=key, timeout=60)
+            receipts[receipt.seq] = receipt
 
     threads = [threading.Thread(target=work, args=(worker,)) for worker in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert sorted(r.seq for r in receipts) == list(range(1, 201))
+    assert sorted(receipts) == list(range(1, 201))
     in_log = {e.seq: (e.key, e.commit) for e in log.events("s")}
-    assert in_log == {r.seq: (r.key, r.commit) for r in receipts}
+    assert in_log == {seq: (r.key, r.commit) for seq, r in receipts.items()}
 
 
 def test_a_state_that_was_handed_out_never_changes(log: cj.DecisionLog) -> None:
@@ -249,7 +258,7 @@ def test_after_close_everything_is_closed(log: cj.DecisionLog) -> None:
         lambda: log.append("s", alias(2)),
         lambda: log.submit("s", alias(2)),
         lambda: log.head("s"),
-        lambda: log.spaces(),
+        log.spaces,
         lambda: log.events("s"),
         lambda: log.state("s"),
         lambda: next(log.subscribe("s")),
@@ -275,28 +284,26 @@ def test_a_future_that_was_cancelled_in_time_is_not_applied(log: cj.DecisionLog)
     assert done == list(range(1, 301 - len(cancelled)))
 
 
-def test_replay_keeps_appends_times_actors_and_keys(log: cj.DecisionLog) -> None:
+def test_replay_keeps_appends_times_actors_and_keys(log: cj.DecisionLog, target: cj.DecisionLog) -> None:
     log.append("s", [alias(1), alias(2)], key="one", actor="Ada", at=AT)
     log.append("s", cj.OverlaySet("p", "o", "text/plain", "body\n"), key="two", actor="Bob")
-    with cj.DecisionLog.in_memory() as target:
-        assert cj.replay(log, target, "s") == cj.Replayed(2, 0, 0)
-        assert cj.replay(log, target, "s") == cj.Replayed(0, 2, 0)
-        kept = [(e.seq, e.key, e.at, e.actor, e.event) for e in target.events("s")]
-        assert kept == [(e.seq, e.key, e.at, e.actor, e.event) for e in log.events("s")]
-        assert target.state("s") == log.state("s")
+    assert cj.replay(log, target, "s") == cj.Replayed(2, 0, 0)
+    assert cj.replay(log, target, "s") == cj.Replayed(0, 2, 0)
+    kept = [(e.seq, e.key, e.at, e.actor, e.event) for e in target.events("s")]
+    assert kept == [(e.seq, e.key, e.at, e.actor, e.event) for e in log.events("s")]
+    assert target.state("s") == log.state("s")
 
 
-def test_replay_raises_a_refusal_unless_it_is_taken(log: cj.DecisionLog) -> None:
+def test_replay_raises_a_refusal_unless_it_is_taken(log: cj.DecisionLog, target: cj.DecisionLog) -> None:
     log.append("s", [cj.AliasSet("a", "b"), alias(1)], key="one")
     log.append("s", alias(2), key="two")
-    with cj.DecisionLog.in_memory() as target:
-        target.append("s", cj.AliasSet("b", "a"))
-        with pytest.raises(cj.AliasCycle):
-            cj.replay(log, target, "s")
-        refused: list[str] = []
-        done = cj.replay(log, target, "s", on_refusal=lambda append, error: refused.append(append.key))
-        assert (done.refused, refused) == (1, ["one"])
-        assert [e.key for e in target.events("s", after=1)] == ["two"]
+    target.append("s", cj.AliasSet("b", "a"))
+    with pytest.raises(cj.AliasCycle):
+        cj.replay(log, target, "s")
+    refused: list[str] = []
+    done = cj.replay(log, target, "s", on_refusal=lambda append, error: refused.append(append.key))
+    assert (done.refused, refused) == (1, ["one"])
+    assert [e.key for e in target.events("s", after=1)] == ["two"]
 
 
 def test_the_wikis_own_verbs(log: cj.DecisionLog) -> None:
