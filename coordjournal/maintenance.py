@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -88,7 +89,7 @@ def adopt(path: str | os.PathLike[str], *, dry_run: bool = False) -> Adopted:
 
     Every space is verified first; remotes that would overwrite its branches are removed. Nothing is
     changed if `dry_run`, or if it is an embedded journal already. Raises what `verify` does,
-    `ForeignRepository` if it holds no space, `WrongAuthority` if it has another authority or is on a
+    `ForeignRepository` if it holds no space or borrows objects, `WrongAuthority` if it has another authority or is on a
     network file system.
     """
     store = _store(path)
@@ -102,6 +103,12 @@ def adopt(path: str | os.PathLike[str], *, dry_run: bool = False) -> Adopted:
     if is_network(kind := file_system(repository.path)):
         raise WrongAuthority(
             f"it is on a network file system ({kind})", str(repository.path), "copy it to a disk of this host"
+        )
+    if (repository.path / "objects" / "info" / "alternates").exists():
+        raise ForeignRepository(
+            "it borrows objects of another repository (objects/info/alternates), which may delete them",
+            str(repository.path),
+            "clone it with `git clone --mirror --no-local` and adopt that",
         )
     if not spaces:
         raise ForeignRepository("no branch here is a space's log", str(repository.path), "adopt a clone of a journal")
@@ -140,7 +147,7 @@ def doctor(path: str | os.PathLike[str] | None) -> list[Finding]:
         Finding("python", None, platform.python_version()),
         Finding("platform", platform.system() in ("Linux", "Darwin"), platform.platform()),
         Finding("pygit2", None, f"{version('pygit2')} with libgit2 {pygit2.LIBGIT2_VERSION}"),
-        *(Finding(name, None, version(name)) for name in ("msgspec", "tenacity", "click")),
+        *(Finding(name, None, version(name)) for name in _libraries()),
         _git(),
     ]
     if path is None:
@@ -151,6 +158,12 @@ def doctor(path: str | os.PathLike[str] | None) -> list[Finding]:
     except (CoordJournalError, OSError) as error:
         findings.append(Finding("repository", False, str(error)))
     return findings
+
+
+def _libraries() -> list[str]:
+    """Return the names of the packages that this one needs, as its metadata says; pygit2 is told apart."""
+    needed = (re.match(r"[\w-]+", line) for line in requires("coordjournal") or () if "extra ==" not in line)
+    return sorted(match[0] for match in needed if match and match[0] != "pygit2")
 
 
 def _git() -> Finding:
@@ -178,9 +191,8 @@ def _examine(store: GitStore) -> Iterator[Finding]:
     network = is_network(kind)
     yield Finding("file system", not network, kind or "unknown", "move it to a disk of this host" if network else "")
     free = shutil.disk_usage(repository.path).free
-    yield Finding(
-        "free space", free > 100 << 20, f"{free / (1 << 20):,.0f} MiB", "make room" if free <= 100 << 20 else ""
-    )
+    roomy = free > _LITTLE_BYTES
+    yield Finding("free space", roomy, f"{free / (1 << 20):,.0f} MiB", "" if roomy else "make room")
     writable = os.access(repository.path, os.W_OK)
     yield Finding("writable", writable or None, "yes" if writable else "no, reading only")
     yield Finding("spaces", True, str(len(store.spaces())))

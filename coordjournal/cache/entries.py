@@ -110,6 +110,7 @@ class EntryCache:
         begins after the commit at which the one before it ends.
         """
         chain = _chain(directory)
+        _sweep(directory, chain)
         covering = [(span, name) for span, name in chain if span.head.seq > base.seq]
         if not covering:
             return []
@@ -210,6 +211,15 @@ def _chain(directory: Path) -> list[tuple[spans.Span, str]]:
         else:
             break
     return chain
+
+
+def _sweep(directory: Path, chain: list[tuple[spans.Span, str]]) -> None:
+    """Delete the blocks that others cover: written by two processes at a time, or before more was known."""
+    used = {name for _, name in chain}
+    end = chain[-1][0].head.seq if chain else 0
+    for _, last, name in spans.names(directory, _KIND):
+        if last <= end and name not in used:
+            spans.drop(directory, name)
 
 
 def _commit_at(directory: Path, blocks: list[tuple[spans.Span, str]], seq: int) -> str | None:

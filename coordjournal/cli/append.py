@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Final
 import click
 
 from coordjournal.cli.options import SEQ, Command, Group, Settings, complete_space
-from coordjournal.cli.output import Output, note
+from coordjournal.cli.output import Output, StdoutLost, note
 from coordjournal.entry import MAX_APPEND_BYTES, Receipt
 from coordjournal.errors import CoordJournalError, InvalidEvent, TooLarge, Unavailable, Undecided
 from coordjournal.events import (
@@ -206,7 +206,11 @@ def _decide(ctx: click.Context, event: Event) -> None:
         log.close()
         raise
     log.close()
-    print_receipt(settings.out, receipt)
+    try:
+        print_receipt(settings.out, receipt)
+        settings.out.flush()
+    except StdoutLost as lost:
+        raise lost.but(f"but it was appended: space {receipt.space}, seq {receipt.seq}, key {receipt.key}") from lost
 
 
 def print_receipt(out: Output, receipt: Receipt) -> None:

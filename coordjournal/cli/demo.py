@@ -37,11 +37,23 @@ def demo(ctx: click.Context) -> int:
     It is killed in the middle, the others go on. Then the log, the fold, a name resolved, and the same
     log read with plain git. For people: -o is not heeded.
     """
+    settings = replace(ctx.ensure_object(Settings), output="table")
+    directory = Path(tempfile.mkdtemp(prefix="coordjournal-demo-"))
+    try:
+        faults = _play(ctx, settings, directory)
+    except BaseException:  # whoever ended it was not told of the directory yet
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+    if faults:
+        note("the demonstration failed", label="error:")
+    return 1 if faults else 0
+
+
+def _play(ctx: click.Context, settings: Settings, directory: Path) -> list[str]:
+    """Show it all and return what went wrong."""
     from coordjournal import maintenance
 
-    settings = replace(ctx.ensure_object(Settings), output="table")
     out = settings.out
-    directory = Path(tempfile.mkdtemp(prefix="coordjournal-demo-"))
     repo = directory / "federation.git"
     settings.given_repo = str(repo)
     maintenance.init(repo)  # says at once where a directory will not do
@@ -61,9 +73,7 @@ def demo(ctx: click.Context) -> int:
     out.line()
     out.line(f"It all lies in {plain(str(directory))}: look around, and delete it when you like.")
     out.flush()
-    if faults:
-        note("the demonstration failed", label="error:")
-    return 1 if faults else 0
+    return faults
 
 
 def _title(out: Output, text: str) -> None:
@@ -78,8 +88,10 @@ def _workers(repo: Path) -> Iterator[tuple[list[Worker], queue.SimpleQueue[Answe
     """Run the three processes; none of them outlives the block."""
     answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
     opened = threading.Barrier(len(ACTORS))
-    workers = [Worker(actor, repo, answers, opened) for actor in ACTORS]
+    workers: list[Worker] = []
     try:
+        for actor in ACTORS:
+            workers.append(Worker(actor, repo, answers, opened))  # noqa: PERF401  # what was started is ended, come what may
         for worker in workers:
             worker.start()
         yield workers, answers

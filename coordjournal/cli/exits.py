@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 import click
@@ -23,6 +24,8 @@ from coordjournal.errors import (
     Unavailable,
     Undecided,
 )
+
+_OWN: Final = Path(__file__).parents[1]
 
 OTHER: Final = 1
 USAGE: Final = 2
@@ -97,7 +100,17 @@ def tell(error: BaseException, settings: Settings) -> None:
         if isinstance(error, click.UsageError) and error.ctx is not None:
             note(f"try: {error.ctx.command_path} --help")
     if settings.verbose and not isinstance(error, (click.ClickException, StdoutLost)):
-        note("".join(traceback.format_exception(error)).rstrip())
+        note(_raised(error, settings.verbose))
+
+
+def _raised(error: BaseException, verbose: int) -> str:
+    """Return where in this program an error was raised; if asked twice, with all that led there."""
+    if verbose > 1:
+        return "".join(traceback.format_exception(error)).rstrip()
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if Path(frame.filename).is_relative_to(_OWN)]
+    where = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
+    return f"raised{where}: {type(error).__name__}: {error}"
 
 
 class _Words(logging.Handler):
@@ -116,7 +129,7 @@ class _Words(logging.Handler):
             error = record.exc_info[1]
             text += f": {message(error)}"
             if verbose:
-                text += "\n" + "".join(traceback.format_exception(error)).rstrip()
+                text += "\n" + _raised(error, verbose)
         note(text, label=f"{record.levelname.lower()}:")
 
 

@@ -30,10 +30,12 @@ class Ask(msgspec.Struct, forbid_unknown_fields=True):
     def batch(self) -> list[Event]:
         """Return what is to be appended; `InvalidEvent` unless it stands there in one way."""
         if isinstance(self.events, list) and isinstance(self.event, msgspec.UnsetType):
+            if not self.events:
+                raise InvalidEvent("the line is refused: `events` is a list of at least one event")
             return self.events
         if isinstance(self.events, msgspec.UnsetType) and not isinstance(self.event, msgspec.UnsetType):
             return [self.event]
-        raise InvalidEvent("the line has either `events` or `event`")
+        raise InvalidEvent("the line is refused: it needs exactly one of `events` and `event`")
 
 
 class BadLine(Exception):
@@ -52,6 +54,8 @@ def parse(line: bytes) -> Ask:
         found = strict_json(line)
         if isinstance(found, dict) and isinstance(found.get("key"), str):
             key = found["key"]
+        if isinstance(found, dict) and not isinstance(found.get("events", []), list):
+            raise BadLine(InvalidEvent("the line is refused: `events` is a list of at least one event"), key)
         return msgspec.convert(found, Ask)
     except Rejected as refusal:
         raise BadLine(refusal) from refusal

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,11 +83,8 @@ def _is_text(text: str) -> bool:
 
 def seconds(text: str) -> float:
     """Return a time span, which is more than nothing."""
-    try:
-        span = float(text)
-    except ValueError:
-        span = math.nan
-    if not 0 < span <= _MAX_SECONDS:  # false for a NaN
+    span = float(text) if re.fullmatch(r"[0-9]+\.?[0-9]*|\.[0-9]+", text) else 0.0
+    if not 0 < span <= _MAX_SECONDS:
         raise click.BadParameter(f"{text!r} is no number of seconds above 0, up to {_MAX_SECONDS:,.0f}")
     return span
 
@@ -99,7 +96,23 @@ def not_empty(text: str) -> str:
     return text
 
 
-SEQ: Final = click.IntRange(0, MAX_SEQ)
+class Number(click.ParamType[int]):
+    """A whole number in decimal digits, from `low` to `high`."""
+
+    name = "integer"
+
+    def __init__(self, low: int, high: int) -> None:
+        self._low, self._high = low, high
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        text = str(value)
+        number = int(text) if re.fullmatch(r"[0-9]{1,20}", text) else -1
+        if not self._low <= number <= self._high:
+            self.fail(f"{text!r} is no whole number from {self._low:,} to {self._high:,}", param, ctx)
+        return number
+
+
+SEQ: Final = Number(0, MAX_SEQ)
 
 
 def _settle(ctx: click.Context, param: click.Parameter, value: Any) -> None:
@@ -176,8 +189,24 @@ GLOBAL_OPTIONS: Final = (
 )
 
 
+def _show_help(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        ctx.ensure_object(Settings).out.line(ctx.get_help())
+        ctx.exit()
+
+
+def _help_as_data(option: click.Option | None) -> click.Option | None:
+    """Return the option `--help` so that its text goes where data goes: losing stdout is told as ever."""
+    if option is not None:
+        option.callback = _show_help
+    return option
+
+
 class Command(click.Command):
     """A command that takes the global options too."""
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        return _help_as_data(super().get_help_option(ctx))
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         return with_globals(super().get_params(ctx))
@@ -191,6 +220,9 @@ class Group(click.Group):
 
     command_class = Command
     group_class = type
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        return _help_as_data(super().get_help_option(ctx))
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         return with_globals(super().get_params(ctx))

@@ -29,9 +29,15 @@ encode = msgspec.json.Encoder().encode
 class StdoutLost(Exception):
     """Nobody reads stdout any more (`quiet`), or it cannot be written to: its cause says why."""
 
-    def __init__(self, cause: OSError) -> None:
-        super().__init__(f"the output cannot be written: {cause.strerror or cause}")
+    def __init__(self, cause: OSError, done: str = "") -> None:
+        text = f"the output cannot be written: {cause.strerror or cause}"
+        super().__init__(f"{text}; {done}" if done else text)
+        self._cause = cause
         self.quiet = isinstance(cause, BrokenPipeError)
+
+    def but(self, done: str) -> StdoutLost:
+        """Return this error with what was done all the same."""
+        return StdoutLost(self._cause, done)
 
 
 class Column(NamedTuple, Generic[T]):

@@ -15,7 +15,8 @@ import click
 
 from coordjournal.cli.exits import TRY_AGAIN, encodable, error_document, exit_code
 from coordjournal.cli.lines import Ask, BadLine, parse, stdin_lines
-from coordjournal.cli.options import Command, Settings, complete_space
+from coordjournal.cli.options import Command, Number, Settings, complete_space
+from coordjournal.cli.output import StdoutLost
 from coordjournal.entry import Receipt, check_space
 from coordjournal.errors import CoordJournalError, Unavailable, Undecided
 from coordjournal.log import DecisionLog
@@ -39,7 +40,7 @@ class _UnderWay(NamedTuple):
 @click.option(
     "--jobs",
     metavar="N",
-    type=click.IntRange(1, _MAX_JOBS),
+    type=Number(1, _MAX_JOBS),
     default=_DEFAULT_JOBS,
     show_default=True,
     help="How many appends are under way at a time.",
@@ -56,20 +57,20 @@ def pipe(settings: Settings, space: str, jobs: int) -> int:
     it. The exit code is the highest of its lines'.
     """  # noqa: D301  # click's mark for lines that stay as they are
     check_space(space)
-    worst = 0
     log = settings.open_log()
+    answer = _Answers(settings)
     feed = _Feed(log, space, stdin_lines(), jobs)
     try:
         for line in feed.answers():
-            worst = max(worst, _print(settings, line))
+            answer.print(line)
     except (KeyboardInterrupt, SystemExit):
         for line in feed.stop():  # every line that was taken on gets its answer
-            worst = max(worst, _print(settings, line))
+            answer.print(line)
         raise
     finally:
-        if worst != TRY_AGAIN:  # after a timeout it would wait for the same thing once more
+        if answer.worst != TRY_AGAIN:  # after a timeout it would wait for the same thing once more
             log.close()
-    return worst
+    return answer.worst
 
 
 class _Feed:
@@ -114,7 +115,7 @@ class _Feed:
                 line = self._under_way.get()
                 if isinstance(line, _UnderWay):
                     left.append(line)
-        for line in left:
+        for line in reversed(left):  # so that what is appended all the same is the first of them
             line.answer.cancel()
         yield from left
 
@@ -157,6 +158,23 @@ class _Feed:
             answer = Future()
             answer.set_exception(error)
         return _UnderWay(key, size, since, answer)
+
+
+class _Answers:
+    """Prints what became of lines, and remembers the `worst` exit code."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.worst = 0
+        self._settings = settings
+        self._told = "no line was answered"
+
+    def print(self, line: _UnderWay) -> None:
+        """Print an answer; `StdoutLost` says up to where there are answers."""
+        try:
+            self.worst = max(self.worst, _print(self._settings, line))
+        except StdoutLost as lost:
+            raise lost.but(f"{self._told}; what follows may be appended: the same keys may be tried again") from lost
+        self._told = f"the last key answered is {encodable(line.key)}" if line.key else "a line without a key came last"
 
 
 def _print(settings: Settings, line: _UnderWay) -> int:

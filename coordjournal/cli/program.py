@@ -49,29 +49,28 @@ for _command in (
     root.add_command(_command)
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line on `args`, the process's own if None, and return the exit code."""
-    if instruction := os.environ.get(completion.VARIABLE):
-        return shell_complete(root, {}, PROGRAM, completion.VARIABLE, instruction)
-    words = list(sys.argv[1:] if args is None else args)
+def run(words: Sequence[str]) -> int:
+    """Run the command line on `words` and return the exit code."""
     settings = Settings()
-    with library_log(settings), _terminable():
-        try:
+    try:
+        with library_log(settings), _interruptible():
             try:
-                return _run(words, settings)
+                return _run(list(words), settings)
             except click.UsageError as error:
                 settings.output = wanted_output(words)  # what stood behind the fault was not read
                 settings.__dict__.pop("out", None)
                 return _failed(error, settings)
             except Exception as error:  # noqa: BLE001  # the program's edge: told in words, never as a traceback
                 return _failed(error, settings)
-        except KeyboardInterrupt:
-            if sys.stderr is not None and sys.stderr.isatty():
-                note("")  # the prompt comes on a line of its own
-            return INTERRUPTED
+    except KeyboardInterrupt:
+        if sys.stderr is not None and sys.stderr.isatty():
+            note("")  # the prompt comes on a line of its own
+        return INTERRUPTED
 
 
 def _run(words: list[str], settings: Settings) -> int:
+    if instruction := os.environ.get(completion.VARIABLE):
+        return _complete(instruction)
     try:
         with root.make_context(PROGRAM, list(words), obj=settings) as ctx:  # click empties the list
             code = root.invoke(ctx)
@@ -79,6 +78,13 @@ def _run(words: list[str], settings: Settings) -> int:
         code = end.exit_code
     settings.out.flush()
     return code if isinstance(code, int) else 0
+
+
+def _complete(instruction: str) -> int:
+    try:
+        return shell_complete(root, {}, PROGRAM, completion.VARIABLE, instruction)
+    except OSError as error:  # click prints it
+        raise StdoutLost(error) from error
 
 
 def _failed(error: Exception, settings: Settings) -> int:
@@ -95,16 +101,20 @@ def _failed(error: Exception, settings: Settings) -> int:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM end the program in order, as Ctrl-C does."""
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the program in order; one of them that is ignored stays so."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _terminate)
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _terminate}
+    before = {number: found for number in handlers if (found := signal.getsignal(number)) is not signal.SIG_IGN}
     try:
+        for number in before:
+            signal.signal(number, handlers[number])
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 
 from coordjournal.cli.changes import changes_between, print_changes
-from coordjournal.cli.options import SEQ, Command, Settings, complete_space
+from coordjournal.cli.options import SEQ, Command, Number, Settings, complete_space
 from coordjournal.cli.output import Column, Output, note, watched_reader
 from coordjournal.cli.text import describe, plain, when
 from coordjournal.entry import MAX_SEQ, Entry
@@ -58,7 +58,7 @@ def spaces(settings: Settings) -> None:
 
 @click.command(cls=Command)
 @click.argument("space", shell_complete=complete_space)
-@click.option("-n", "--last", metavar="N", type=click.IntRange(0, MAX_SEQ), help="Only the last N entries.")
+@click.option("-n", "--last", metavar="N", type=SEQ, help="Only the last N entries.")
 @click.option("--after", metavar="SEQ", type=SEQ, default=0, help="Only entries after this one.")
 @click.option("--upto", metavar="SEQ", type=SEQ, help="Only entries up to this one.")
 @click.option("--follow", is_flag=True, help="Then go on with what comes, until interrupted.")
@@ -138,7 +138,7 @@ def _to_come(log: DecisionLog, space: str, after: int, upto: int | None) -> Iter
 
 @click.command(cls=Command)
 @click.argument("space", shell_complete=complete_space)
-@click.argument("seq", type=click.IntRange(1, MAX_SEQ))
+@click.argument("seq", type=Number(1, MAX_SEQ))
 @click.pass_obj
 def show(settings: Settings, space: str, seq: int) -> None:
     """Show entry SEQ, its commit, and what it changed."""
@@ -156,7 +156,7 @@ def show(settings: Settings, space: str, seq: int) -> None:
         return
     _print_entry(out, entry)
     out.heading("\ncommit")
-    out.pairs(commit.items())
+    out.pairs((name, "–" if value is None else value) for name, value in commit.items())
     out.heading("\nchanged")
     print_changes(out, changes)
 
@@ -165,13 +165,12 @@ def _commit(settings: Settings, commit: str) -> dict[str, Any]:
     """Return what git's commit says besides its entries."""
     from coordjournal.store import message
     from coordjournal.store.repository import Repository
+    from coordjournal.store.tree import event_path
 
     repository = Repository(settings.repo)
     raw = repository.use(lambda handle: handle.read(commit)[1])
     info = message.parse(raw, commit)
     repository.close()
-    file = f"{info.first:08d}"
-    path = f"events/{file[:2]}/{file[2:4]}/{file[4:6]}/{file[6:]}.jsonl"
     return {
         "id": commit,
         "parent": info.parent or None,
@@ -179,7 +178,7 @@ def _commit(settings: Settings, commit: str) -> dict[str, Any]:
         "seq": info.seq,
         "term": info.term,
         "node": info.node,
-        "file": path,
+        "file": event_path(info.first),
     }
 
 

@@ -49,7 +49,7 @@ def _columns(char: str) -> int:
 
 
 def describe(event: Event) -> str:
-    """Return the decision in words, with names in full."""
+    """Return the decision in words, with names in full: `Event.words` cuts them, for a commit's subject."""
     match event:
         case AliasSet(alias=alias, target=target):
             return f"alias {alias} → {target}"

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import click
 
 from coordjournal.cli.append import read_stdin
 from coordjournal.cli.options import Command, Group, Settings, complete_space
-from coordjournal.cli.output import encode, note
+from coordjournal.cli.output import Output, StdoutLost, note
 from coordjournal.cli.read import note_if_empty
+from coordjournal.cli.rejects import Rejects
 from coordjournal.cli.text import count
 from coordjournal.entry import check_space
 
 if TYPE_CHECKING:
-    from coordjournal.importers.report import Imported, Reject
+    from coordjournal.importers.report import Imported
     from coordjournal.log import DecisionLog
 
 _TERMINAL_SECONDS: Final = 0.1
@@ -39,7 +40,7 @@ class _Source(Command):
                 ["--rejects"],
                 metavar="FILE",
                 type=click.Path(dir_okay=False, path_type=Path),
-                help="Where what was refused is listed.  [default: SPACE.rejects.jsonl, here]",
+                help="Where what was refused is listed.  [default: SPACE.rejects.jsonl, here; none by --dry-run]",
             ),
         ]
 
@@ -74,7 +75,8 @@ def import_jsonl(settings: Settings, space: str, file: str, dry_run: bool, rejec
         def work(log: DecisionLog, **how: Any) -> Imported:
             return jsonl.import_jsonl(log, space, stream, **how)
 
-        _import(settings, space, dry_run, rejects, work)
+        inputs = [None if file == "-" else Path(file)]
+        _import(settings, space, dry_run, _place(space, rejects, dry_run, inputs), work)
 
 
 @import_.command("mediawiki")
@@ -91,7 +93,7 @@ def import_mediawiki(
     def work(log: DecisionLog, **how: Any) -> Imported:
         return mediawiki.import_redirects(log, space, redirect, page, **how)
 
-    _import(settings, space, dry_run, rejects, work)
+    _import(settings, space, dry_run, _place(space, rejects, dry_run, [redirect, page]), work)
 
 
 @click.command(cls=Command)
@@ -110,17 +112,37 @@ def export(settings: Settings, space: str) -> None:
             settings.out.write(line)
 
 
-def _import(settings: Settings, space: str, dry_run: bool, rejects: Path | None, work: Callable[..., Imported]) -> None:
+def _place(space: str, given: Path | None, dry_run: bool, inputs: Sequence[Path | None]) -> Rejects:
+    """Return where what is refused is listed: a dry run makes no file that nobody asked for."""
+    default = None if dry_run else Path(f"{space}.rejects.jsonl")
+    return Rejects(default if given is None else given, inputs)
+
+
+def _import(settings: Settings, space: str, dry_run: bool, rejects: Rejects, work: Callable[..., Imported]) -> None:
     check_space(space)
     progress = _Progress()
-    with settings.open_log() as log, _Rejects(rejects or Path(f"{space}.rejects.jsonl")) as refused:
+    with settings.open_log() as log, rejects:
         try:
-            found = work(log, rejects=refused.add, progress=progress, dry_run=dry_run, actor=log.default_actor())
+            found = work(log, rejects=rejects.add, progress=progress, dry_run=dry_run, actor=log.default_actor())
         finally:
             progress.end()
-    file = str(refused.path) if found.rejected else None
-    out = settings.out
-    if not out.is_table:
+    file = str(rejects.path) if found.rejected and rejects.path is not None else None
+    try:
+        _tell(settings.out, space, dry_run, found, file)
+    except StdoutLost as lost:
+        done = "nothing was to be appended" if dry_run else f"the import is done: {count(found.appended, 'append')}"
+        raise lost.but(done) from lost.__cause__
+    if dry_run and settings.out.is_table:
+        note("nothing was appended: this is what would be done")
+        if found.rejected and file is None:
+            note("--rejects FILE lists what would be refused")
+
+
+def _tell(out: Output, space: str, dry_run: bool, found: Imported, file: str | None) -> None:
+    if out.is_table:
+        out.pairs([("appended", f"{found.appended:,}"), ("there already", f"{found.duplicates:,}")])
+        out.pairs([("refused", f"{found.rejected:,}" + (f", listed in {file}" if file else ""))])
+    else:
         out.document(
             {
                 "space": space,
@@ -131,36 +153,7 @@ def _import(settings: Settings, space: str, dry_run: bool, rejects: Path | None,
                 "dry_run": dry_run,
             }
         )
-        return
-    out.pairs([("appended", f"{found.appended:,}"), ("there already", f"{found.duplicates:,}")])
-    out.pairs([("refused", f"{found.rejected:,}" + (f", listed in {file}" if file else ""))])
     out.flush()
-    if dry_run:
-        note("nothing was appended: this is what would be done")
-
-
-class _Rejects:
-    """The file of what was refused, made anew by each import, and not made where nothing was refused."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file: BinaryIO | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None and self._file is None and self.path.is_file() and self.path.stat().st_size:
-            self._file = self.path.open("wb")  # what an earlier import listed is settled
-        if self._file is not None:
-            self._file.close()
-
-    def add(self, reject: Reject) -> None:
-        """List one; it is in the file at once, so that an interruption loses none."""
-        if self._file is None:
-            self._file = self.path.open("wb", buffering=0)
-        line = {"place": reject.place, "key": reject.key, "code": reject.code, "reason": reject.reason}
-        self._file.write(encode(line) + b"\n")
 
 
 class _Progress:

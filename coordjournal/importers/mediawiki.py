@@ -22,6 +22,8 @@ from coordjournal.log import DecisionLog
 _REDIRECT: Final = ("rd_from", "rd_namespace", "rd_title", "rd_interwiki")
 _PAGE: Final = ("page_id", "page_namespace", "page_title")
 
+_MANY: Final = 10  # redirects without a page; fewer may be missing from a small wiki by chance
+
 _Name = str | CoordJournalError
 """A name as the journal has it, or why a row gives none."""
 
@@ -55,8 +57,9 @@ def import_redirects(
     all else is the same. `docs/import.md` has every corner.
 
     Raises `InvalidName` if `space` or `actor` is none, `NotFound` and `InvalidEvent` if a dump is not
-    there, cut off, or not one of that table; what `DecisionLog.append` and `DecisionLog.state` do but
-    refusals: run again, the import then goes on where it was.
+    there, cut off, or not one of that table, or if most redirects have no page in the other dump; what
+    `DecisionLog.append` and `DecisionLog.state` do but refusals: run again, the import then goes on where
+    it was.
     """
     check_space(space)
     check_actor(actor)
@@ -64,6 +67,7 @@ def import_redirects(
     check_time(at)
     redirects = _redirects(redirect)
     titles = _titles(page, {found.page for found in redirects})
+    _check_together({found.page for found in redirects}, titles, redirect, page)
 
     def items() -> Iterator[Item]:
         return _items(space, redirects, titles, actor, at)
@@ -108,6 +112,16 @@ def _titles(path: Path, wanted: set[int]) -> dict[int, _Name]:
             name = _name(namespace, title)
             titles[found] = InvalidEvent(f"two pages have the id {found}") if found in titles else name
     return titles
+
+
+def _check_together(pages: set[int], titles: dict[int, _Name], redirect: Path, page: Path) -> None:
+    """Refuse dumps of two wikis: the ids of one are other pages' in the other, and most are none's."""
+    missing = len(pages - titles.keys())
+    if missing >= _MANY and 2 * missing > len(pages):
+        raise InvalidEvent(
+            f"the dumps do not belong together: of {len(pages):,} pages that redirect by {redirect}, "
+            f"{missing:,} are not in {page}; take both of the same wiki and day"
+        )
 
 
 def _id(value: Value, column: str, path: Path, row: int) -> int:

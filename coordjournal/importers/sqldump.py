@@ -182,8 +182,9 @@ class _Dump:
 
     def _places(self, columns: tuple[str, ...]) -> list[int]:
         for name in self._wanted:
-            if columns.count(name) != 1:
-                raise self._text.refusal(f"table {self._table!r} has {columns.count(name)} columns {name!r}, not one")
+            if (count := columns.count(name)) != 1:
+                has = f"{count} columns {name!r}, not one" if count else f"no column {name!r}"
+                raise self._text.refusal(f"table {self._table!r} has {has}")
         return [columns.index(name) for name in self._wanted]
 
     def _check_count(self, count: int) -> None:

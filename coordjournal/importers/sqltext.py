@@ -20,6 +20,7 @@ from coordjournal.errors import InvalidEvent
 MAX_TOKEN_BYTES: Final = 1 << 20
 CHUNK_BYTES: Final = 1 << 16
 _SHOWN_BYTES = 32
+_GZIP: Final = b"\x1f\x8b"
 
 # Linear, because alternatives are disjoint: there is never a second way to match the same bytes. And
 # right on every CPython 3.11, because no possessive group fails after a repeat inside of it: before
@@ -128,9 +129,15 @@ class SqlText:
                 self._ended = not parts[-1]
         except (OSError, EOFError, zlib.error) as error:
             end = self.at + sum(map(len, parts))
-            raise self.refusal(f"the file cannot be read on from here: {error}", end) from error
+            raise self.refusal(f"the file cannot be read on from here: {_words(error)}", end) from error
         self._passed_bytes += self.at
         self.window, self.at = b"".join(parts), 0
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, zlib.error):
+        return "the gzip data is damaged"
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def name_of(word: bytes) -> str:
@@ -141,12 +148,15 @@ def name_of(word: bytes) -> str:
 
 
 def _unpacked(pieces: Iterator[bytes], chunk_bytes: int) -> Iterator[bytes]:
-    """Yield the pieces, none empty, unpacked if they are gzip; `EOFError` if that is cut off."""
+    """Yield the pieces, none empty, unpacked if they are gzip.
+
+    Raises `EOFError` if that is cut off or goes on with something else, `zlib.error` if it is damaged.
+    """
     head = b""
     while len(head) < 2 and (piece := next(pieces, b"")):
         head += piece
     pieces = chain([head], pieces)
-    if head[:2] != b"\x1f\x8b":
+    if head[:2] != _GZIP:
         yield from pieces
         return
     member = None
@@ -156,6 +166,8 @@ def _unpacked(pieces: Iterator[bytes], chunk_bytes: int) -> Iterator[bytes]:
                 piece = piece.lstrip(b"\0")  # padding, which may follow a member
                 if not piece:
                     break
+                if not _GZIP.startswith(piece[:2]):
+                    raise EOFError("something follows the gzip data")
                 member = zlib.decompressobj(zlib.MAX_WBITS | 16)
             if data := member.decompress(piece, chunk_bytes):
                 yield data

@@ -14,9 +14,9 @@ from typing import Final
 # File systems whose locks and caches promise too little between hosts, by the kernel's name for them.
 _NETWORK: Final = frozenset(
     (
-        *("9p", "acfs", "afs", "beegfs", "ceph", "cifs", "fhgfs", "gfs2", "gpfs", "lustre", "ncpfs", "nfs", "nfs4"),
-        *("ocfs2", "orangefs", "smb", "smb2", "smb3", "smbfs", "webdav"),
-        *("fuse.ceph", "fuse.cephfs", "fuse.glusterfs", "fuse.s3fs", "fuse.sshfs"),
+        *("9p", "acfs", "afpfs", "afs", "beegfs", "ceph", "cifs", "fhgfs", "gfs2", "gpfs", "lustre"),
+        *("ncpfs", "nfs", "nfs4", "ocfs2", "orangefs", "smb", "smb2", "smb3", "smbfs", "vboxsf", "virtiofs"),
+        *("webdav", "fuse.ceph", "fuse.cephfs", "fuse.glusterfs", "fuse.rclone", "fuse.s3fs", "fuse.sshfs"),
     )
 )
 
@@ -25,11 +25,22 @@ _held: set[int] = set()  # descriptors of locks that this process holds
 _no_fork = threading.Lock()  # while a descriptor is open and not in `_held`, or the other way round
 
 
+def sync(file: int) -> None:
+    """Make what was written to a descriptor durable; on macOS fsync(2) leaves it in the drive's cache."""
+    if sys.platform == "darwin":
+        try:
+            fcntl.fcntl(file, fcntl.F_FULLFSYNC)
+            return
+        except OSError:
+            pass  # not every file system has it
+    os.fsync(file)
+
+
 def sync_directory(path: Path) -> None:
     """Make the names in `path` durable."""
     file = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(file)
+        sync(file)
     finally:
         os.close(file)
 
@@ -50,7 +61,7 @@ def write_synced(path: Path, data: bytes, mode: int = 0o644) -> None:
         view = memoryview(data)
         while view:
             view = view[os.write(file, view) :]
-        os.fsync(file)
+        sync(file)
     finally:
         os.close(file)
 
@@ -144,6 +155,8 @@ def _darwin_file_system(path: Path) -> str:
     import ctypes
 
     buffer = ctypes.create_string_buffer(4096)
-    if ctypes.CDLL(None).statfs(os.fsencode(path), buffer) != 0:
+    library = ctypes.CDLL(None)
+    statfs = getattr(library, "statfs$INODE64", None) or library.statfs
+    if statfs(os.fsencode(path), buffer) != 0:
         return ""
     return buffer.raw[72:88].split(b"\0", 1)[0].decode("ascii", "replace")

@@ -84,6 +84,12 @@ class GitStore:
 
     def claim(self, authority: str) -> None:
         path = str(self.repository.path)
+        if authority == EMBEDDED and is_network(kind := self._file_system):
+            raise WrongAuthority(
+                f"the repository is on a network file system ({kind}), whose locks do not keep hosts apart",
+                path,
+                "move it to a disk of this host",
+            )
         try:
             owner = self.repository.owner()
         except NotFound:
@@ -110,16 +116,13 @@ class GitStore:
                 "bring the right one back, or start this process anew",
             )
         self._journal = owner.journal
-        if authority == EMBEDDED and is_network(kind := self._file_system):
-            raise WrongAuthority(
-                f"the repository is on a network file system ({kind}), whose locks do not keep hosts apart",
-                path,
-                "move it to a disk of this host",
-            )
 
     @cached_property
     def _file_system(self) -> str:
-        return file_system(self.repository.path)
+        path = self.repository.path
+        while not path.exists() and path != path.parent:
+            path = path.parent
+        return file_system(path)
 
     @contextmanager
     def exclusive(self, space: str, *, wait: bool = True) -> Iterator[bool]:
@@ -324,7 +327,11 @@ class GitStore:
     def _compact_if_due(self) -> None:
         if self._compactor is not None and self._compactor.is_alive():
             return
-        if not compaction.is_due(self.repository):
+        try:
+            if not compaction.is_due(self.repository):
+                return
+        except OSError as error:  # the append is made; that the packs cannot be counted must not hide it
+            logger.warning("the packs of %s cannot be counted: %s", self.repository.path, error)
             return
         self._compactor = threading.Thread(target=self._compact, name="coordjournal-compaction", daemon=True)
         self._compactor.start()

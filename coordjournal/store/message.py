@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import NamedTuple
 
 from coordjournal.entry import Append
@@ -84,11 +84,6 @@ def tree_and_parent(raw: bytes) -> tuple[bytes, bytes] | None:
 def clean_node(node: str) -> str:
     """Return `node` fit to stand in a commit: git's identities hold no control characters, < and >."""
     return re.sub(r"[^\w.@:+-]+", "-", node, flags=re.ASCII).strip("-.")[:100] or "unknown"
-
-
-def now() -> datetime:
-    """Return the wall clock's time: what a commit's committer date is."""
-    return datetime.now(UTC)
 
 
 def _words(append: Append) -> str:

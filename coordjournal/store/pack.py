@@ -20,8 +20,11 @@ KEEP: Final = b"coordjournal\n"
 """What our `.keep` files say: git and others leave the pack alone, our own compaction may replace it."""
 
 _COMPRESS_BYTES: Final = 1 << 16  # above a stored block's limit compression is worth its time
-_IDX_MAGIC: Final = b"\xfftOc\x00\x00\x00\x02"
-_LARGE_OFFSET: Final = 1 << 31  # from here on an offset stands in a table of its own
+IDX_MAGIC: Final = b"\xfftOc\x00\x00\x00\x02"
+"""How a version 2 index begins."""
+LARGE_OFFSET: Final = 1 << 31
+"""From here on an offset stands in a table of its own."""
+
 _PACK_NAME = re.compile(r"pack-[0-9a-f]{40}")
 
 
@@ -87,11 +90,11 @@ def index_bytes(rows: list[tuple[bytes, int, int]], checksum: bytes) -> bytes:
     for count in counts:
         total += count
         fanout.append(total.to_bytes(4, "big"))
-    large = [offset for _, _, offset in rows if offset >= _LARGE_OFFSET]
-    places = {offset: _LARGE_OFFSET + place for place, offset in enumerate(large)}
+    large = [offset for _, _, offset in rows if offset >= LARGE_OFFSET]
+    places = {offset: LARGE_OFFSET + place for place, offset in enumerate(large)}
     body = b"".join(
         (
-            _IDX_MAGIC,
+            IDX_MAGIC,
             *fanout,
             *(oid for oid, _, _ in rows),
             *(crc.to_bytes(4, "big") for _, crc, _ in rows),
@@ -103,8 +106,8 @@ def index_bytes(rows: list[tuple[bytes, int, int]], checksum: bytes) -> bytes:
     return body + hashlib.sha1(body, usedforsecurity=False).digest()
 
 
-def install(objects: list[PackObject], packs: Path, drafts: Path) -> None:
-    """Write a pack of `objects` into the directory `packs`, durably; `drafts` is on the same disk.
+def install(objects: list[PackObject], packs: Path, drafts: Path, keep: Path) -> None:
+    """Write a pack of `objects` into the directory `packs`, durably; `drafts` and `keep` are on the same disk.
 
     A crash between two steps leaves a draft, or a pack without index, which git does not look at.
     """
@@ -114,16 +117,22 @@ def install(objects: list[PackObject], packs: Path, drafts: Path) -> None:
     try:
         write_synced(pack_draft, pack, 0o444)
         write_synced(index_draft, index, 0o444)
-        move_in(pack_draft, index_draft, packs, name)
+        move_in(pack_draft, index_draft, packs, name, keep)
     except OSError:
         pack_draft.unlink(missing_ok=True)
         index_draft.unlink(missing_ok=True)
         raise
 
 
-def move_in(pack: Path, index: Path, packs: Path, name: str) -> None:
-    """Move a durable pack and its index into the directory `packs`: kept, and the index last."""
-    (packs / f"{name}.keep").write_bytes(KEEP)
+def move_in(pack: Path, index: Path, packs: Path, name: str, keep: Path) -> None:
+    """Move a durable pack and its index into the directory `packs`: kept, and the index last.
+
+    `keep` is a durable file that says `KEEP`; a link to it is whole or not there, whenever the power goes.
+    """
+    try:
+        os.link(keep, packs / f"{name}.keep")  # as its name says, on one disk
+    except FileExistsError:
+        pass  # the very same pack was written before
     os.rename(pack, packs / f"{name}.pack")  # noqa: PTH104  # as its name says, on one disk
     os.rename(index, packs / f"{name}.idx")  # noqa: PTH104
     sync_directory(packs)

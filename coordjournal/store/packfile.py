@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-import os
 import zlib
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from coordjournal.store.pack import deflated, entry_header, index_bytes
+from coordjournal.store.files import sync
+from coordjournal.store.pack import IDX_MAGIC, LARGE_OFFSET, deflated, entry_header, index_bytes
 
 OFS_DELTA, REF_DELTA = 6, 7
 _HEADER_BYTES: Final = 12
 _TRAILER_BYTES: Final = 20
-_IDX_MAGIC: Final = b"\xfftOc\x00\x00\x00\x02"
-_LARGE_OFFSET: Final = 1 << 31
 
 
 class Entry(NamedTuple):
@@ -136,12 +134,12 @@ class PackWriter:
         checksum = self._hash.digest()
         self._file.write(checksum)
         self._file.flush()
-        os.fsync(self._file.fileno())
+        sync(self._file.fileno())
         self._file.close()
         with self._path.with_suffix(".idx").open("wb") as index:
             index.write(index_bytes(self._rows, checksum))
             index.flush()
-            os.fsync(index.fileno())
+            sync(index.fileno())
         for path in (self._path, self._path.with_suffix(".idx")):
             path.chmod(0o444)
         return f"pack-{checksum.hex()}"
@@ -203,7 +201,7 @@ def object_ids(index: Path) -> list[bytes]:
 def _read_index(index: Path) -> list[tuple[bytes, int, int]]:
     """Return (id, crc, offset) of every object in a version 2 index."""
     data = index.read_bytes()
-    if data[:8] != _IDX_MAGIC or hashlib.sha1(data[:-20], usedforsecurity=False).digest() != data[-20:]:
+    if data[:8] != IDX_MAGIC or hashlib.sha1(data[:-20], usedforsecurity=False).digest() != data[-20:]:
         raise ValueError(f"{index} is not a sound pack index")
     count = int.from_bytes(data[8 + 255 * 4 : 8 + 256 * 4], "big")
     oids = 8 + 256 * 4
@@ -213,8 +211,8 @@ def _read_index(index: Path) -> list[tuple[bytes, int, int]]:
     rows = []
     for number in range(count):
         offset = int.from_bytes(data[offsets + 4 * number : offsets + 4 * number + 4], "big")
-        if offset >= _LARGE_OFFSET:
-            at = large + 8 * (offset - _LARGE_OFFSET)
+        if offset >= LARGE_OFFSET:
+            at = large + 8 * (offset - LARGE_OFFSET)
             offset = int.from_bytes(data[at : at + 8], "big")
         crc = int.from_bytes(data[crcs + 4 * number : crcs + 4 * number + 4], "big")
         rows.append((data[oids + 20 * number : oids + 20 * number + 20], crc, offset))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import threading
@@ -15,12 +16,14 @@ from pygit2.enums import ConfigLevel, RepositoryOpenFlag
 
 from coordjournal.errors import Corrupt, NotFound, OperatorNeeded, Unavailable, UnknownFormat
 from coordjournal.retry import STALE_HANDLE, HandleStale
-from coordjournal.store.files import make_directory, replace_synced, sync_directory
+from coordjournal.store.files import make_directory, replace_synced, sync, sync_directory
+from coordjournal.store.pack import KEEP
 
 T = TypeVar("T")
 
 _OWN: Final = "coordjournal"  # our directory in the repository, and our section of its config
 _POOLED: Final = 8
+_SHORT_OF: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 # What libgit2 1.9 and we both understand; another value or extension may mean another way of storing things.
 _EXTENSIONS: Final = {
     "preciousobjects": None,
@@ -103,6 +106,13 @@ class Repository:
             path.mkdir(parents=True, exist_ok=True)
         return path
 
+    def keep(self) -> Path:
+        """Return a durable file that says `KEEP`, to be linked to."""
+        path = self.own / "keep"
+        if not path.exists():
+            replace_synced(path, KEEP)
+        return path
+
     def use(self, work: Callable[[pygit2.Repository], T]) -> T:
         """Return `work(handle)`; if compaction replaced packs under the handle, with a new one.
 
@@ -121,6 +131,8 @@ class Repository:
             try:
                 return work(handle)
             except (KeyError, OSError, pygit2.GitError) as error:
+                if isinstance(error, OSError) and error.errno in _SHORT_OF:
+                    raise Unavailable(f"this process is short of files or memory: {error}") from error
                 self._drop_handles()
                 if self._read_generation() != before:
                     raise HandleStale from error
@@ -261,6 +273,8 @@ def write_owner(config_path: Path, owner: Owner) -> None:
     config["extensions.preciousObjects"] = True
     config["gc.auto"] = 0
     config["receive.autogc"] = False
+    config["receive.denyNonFastForwards"] = True
+    config["receive.denyDeletes"] = True
     config[f"{_OWN}.journal"] = owner.journal
     config[f"{_OWN}.authority"] = owner.authority
 
@@ -270,7 +284,7 @@ def _sync_tree(root: Path) -> None:
         for name in names:
             file = os.open(Path(directory) / name, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                os.fsync(file)
+                sync(file)
             finally:
                 os.close(file)
         sync_directory(Path(directory))

@@ -6,6 +6,8 @@ import builtins
 import fcntl
 import io
 import os
+import re
+import shutil
 import signal
 import stat
 import threading
@@ -14,6 +16,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import pygit2
+
+from tests.integration.processes import Child
 
 _CALLS: Final = ("fsync", "link", "mkdir", "rename", "replace", "rmdir", "unlink")
 
@@ -157,3 +161,42 @@ class PowerCuts(Steps):
                 file = self._plain["open"](place / name, os.O_WRONLY | os.O_CREAT, 0o644)
                 self._plain["write"](file, self._contents.get(child, b""))
                 self._plain["close"](file)
+
+
+def outline(home: Path) -> tuple[tuple[str, int, int], ...]:
+    """Return the names, sizes and links of all files; two deaths that leave the same left the same to go on from."""
+    return tuple(
+        sorted(
+            (re.sub(r"[0-9a-f]{8,}|\d+", "#", str(path.relative_to(home))), path.stat().st_size, path.stat().st_nlink)
+            for path in home.rglob("*")
+        )
+    )
+
+
+def die_at_every_step(
+    home: Path, begin: Callable[[Path, int], Child], check: Callable[[Path, int, set[str], bool], None]
+) -> int:
+    """Check what each step at which a process dies leaves, and what it had acknowledged; return how many there are.
+
+    Each process begins with a copy of the repository `template` in `home`, or with none.
+    """
+    seen = set()
+    last, survived = 0, False
+    while not survived:
+        last += 1
+        place = home / "place"
+        place.mkdir()
+        repo = place / "wiki.git"
+        if (home / "template").exists():
+            shutil.copytree(home / "template", repo)
+        with begin(repo, last) as child:
+            acknowledged = set(child.said())
+            survived = child.join() == 0
+            assert survived or child.join() == -signal.SIGKILL
+        left = (outline(place), frozenset(acknowledged))
+        if left not in seen or survived:
+            check(repo, last, acknowledged, survived)
+        seen.add(left)
+        shutil.rmtree(place)
+    assert len(seen) > 8
+    return last

@@ -88,9 +88,24 @@ def test_help_is_data(shell: Shell, words: list[str]) -> None:
     assert ended.err == ""
 
 
-@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "soon"])
+@pytest.mark.parametrize(
+    "seconds", ["0", "-1", "nan", "inf", "soon", "1_0", "٣", "1e3", " 1", ".", "1000001", "9" * 5000]
+)
 def test_a_timeout_is_a_number_of_seconds(shell: Shell, seconds: str) -> None:
     assert shell("spaces", "--timeout", seconds).code == 2
+
+
+def test_a_timeout_may_be_a_part_of_a_second(shell: Shell) -> None:
+    shell.ok("init")
+    for seconds in ("1", "1.", "0.5", ".5"):
+        shell.ok("spaces", "--timeout", seconds)
+
+
+@pytest.mark.parametrize("seq", ["0", "-1", "x", "1_0", "٣", " 1", "+1", "9" * 5000])
+def test_a_seq_is_a_whole_number(shell: Shell, seq: str) -> None:
+    ended = shell("show", "s", "--", seq)
+    assert ended.code == 2
+    assert re.search(r"is no whole number from 1 to [0-9,]+\n", ended.err)
 
 
 # --- exit codes and errors ---------------------------------------------------------------------
@@ -203,7 +218,10 @@ def test_anything_else_is_1_without_a_traceback(shell: Shell, monkeypatch: pytes
     ended = shell("init")
     assert (ended.code, ended.out, ended.err) == (1, "", "error: ZeroDivisionError: by \\x1b[31mzero\n")
     assert shell("init", "-o", "json").json["error"]["code"] == "zero_division_error"
-    assert "Traceback" in shell("init", "-v").err
+    told = shell("init", "-v").err
+    assert re.search(r"\nraised at \S+/coordjournal/cli/operate\.py:\d+: ZeroDivisionError: by ", told)
+    assert "Traceback" not in told
+    assert "Traceback" in shell("init", "-vv").err
 
 
 # --- append ------------------------------------------------------------------------------------
@@ -362,6 +380,7 @@ def test_show_of_a_batch_names_its_whole_append(shell: Shell) -> None:
     shell.ok("pipe", "s", stdin=line)
     commit = shell.ok("show", "s", "2", "-o", "json").json["commit"]
     assert (commit["first"], commit["seq"], commit["parent"]) == (1, 2, None)
+    assert "\nparent  –\n" in shell.ok("show", "s", "2").out
 
 
 def test_show_of_what_changed_nothing(shell: Shell) -> None:

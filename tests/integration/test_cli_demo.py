@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import time
 from pathlib import Path
 
@@ -42,6 +43,25 @@ def test_the_demonstration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert state["seq"] == told + landed
     assert {"Home", "Main page", "Onboarding"} <= set(state["aliases"])
     assert state["forks"] == {"shard-c:Travel abroad": "shard-a:Travel"}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (0, 141)])
+def test_a_demonstration_that_is_ended_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    shell = Shell(tmp_path, monkeypatch)
+    with shell.start("demo", env={"TMPDIR": str(tmp_path)}) as process:
+        assert process.stdout is not None
+        while not process.stdout.readline().startswith((b"alice", b"bob", b"carol")):
+            assert process.poll() is None
+        if number:
+            process.send_signal(number)
+        else:
+            process.stdout.close()
+        assert process.wait(20) == code
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_demonstration_fails_where_a_receipt_does_not_hold(tmp_path: Path) -> None:

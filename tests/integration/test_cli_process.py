@@ -131,6 +131,94 @@ def test_output_that_cannot_be_written_is_an_error(shell: Shell) -> None:
     assert (ended.code, ended.err) == (1, "error: the output cannot be written: No space left on device\n")
 
 
+def test_what_was_appended_is_told_though_the_output_cannot_be_written(shell: Shell) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    for number, mode in enumerate(("table", "json"), 1):
+        with Path("/dev/full").open("wb") as full:
+            ended = shell.run("append", "s", "alias", f"a{number}", "b", "--key", f"k{number}", "-o", mode, stdout=full)
+        assert ended.code == 1
+        assert ended.err == (
+            "error: the output cannot be written: No space left on device; "
+            f"but it was appended: space s, seq {number}, key k{number}\n"
+        )
+    (shell.directory / "events").write_bytes(b'{"type":"alias.set","alias":"x","target":"y"}\n')
+    with Path("/dev/full").open("wb") as full:
+        ended = shell.run("import", "jsonl", "s", "events", stdout=full)
+    assert (ended.code, ended.err.endswith("; the import is done: 1 append\n")) == (1, True)
+
+
+def test_a_reader_that_left_before_help_or_a_receipt_came_is_not_talked_about(shell: Shell) -> None:
+    for words in (["--help"], ["log", "--help"], ["append", "s", "alias", "-h"], ["--version"], ["append", *"sbab"]):
+        words = ["append", "s", "bind", "a", "b"] if words[-1] == "b" else words
+        reader, writer = os.pipe()
+        os.close(reader)
+        with os.fdopen(writer, "wb") as lost:
+            ended = shell.run(*words, stdout=lost)
+        assert (ended.code, ended.err) == (141, ""), words
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as lost:
+        completing = {"_COORDJOURNAL_COMPLETE": "bash_complete", "COMP_WORDS": "coordjournal ", "COMP_CWORD": "1"}
+        ended = shell.run(stdout=lost, env=completing)
+    assert (ended.code, ended.err) == (141, "")
+
+
+def test_help_that_cannot_be_written(shell: Shell) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    for words in (["--help"], ["log", "--help"], ["--version"]):
+        with Path("/dev/full").open("wb") as full:
+            ended = shell.run(*words, stdout=full)
+        assert (ended.code, ended.err) == (1, "error: the output cannot be written: No space left on device\n")
+
+
+SIGNALLED = """
+import os, sys
+import coordjournal.cli
+
+assert "click" not in sys.modules
+number, place = int(sys.argv[1]), sys.argv[2]
+sys.argv[1:] = ["--version"]
+
+class Signalling:
+    def find_spec(self, name, path=None, target=None):
+        if name == place:
+            os.kill(os.getpid(), number)
+
+sys.meta_path.insert(0, Signalling())
+code = coordjournal.cli.main()
+os.kill(os.getpid(), number)
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("place", ["click", "coordjournal.cli.exits", "coordjournal.cli.transfer", "at the end"])
+def test_a_signal_while_the_program_is_loaded_or_has_ended_is_not_talked_about(
+    number: signal.Signals, code: int, place: str
+) -> None:
+    words = [sys.executable, "-c", SIGNALLED, str(int(number)), place]
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    done = subprocess.run(words, capture_output=True, check=False, env=environment)
+    assert (done.returncode, done.stderr) == (code, b"")
+    assert done.stdout.startswith(b"coordjournal ") == (place == "at the end")
+
+
+def test_a_signal_that_is_ignored_stays_so(shell: Shell) -> None:
+    shell.ok("append", "s", "alias", "a", "b")
+    script = "trap '' INT; exec \"$@\""
+    words = ["sh", "-c", script, "sh", sys.executable, "-m", "coordjournal", "log", "s", "--follow", "-o", "jsonl"]
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        assert documents([the(process.stdout).readline()])[0]["seq"] == 1
+        process.send_signal(signal.SIGINT)
+        shell.ok("append", "s", "alias", "c", "d")
+        assert documents([the(process.stdout).readline()])[0]["seq"] == 2
+        process.terminate()
+        assert process.wait(10) == 143
+
+
 @pytest.mark.parametrize(("closed", "code"), [("<&-", 2), (">&-", 1), ("2>&-", 0)])
 def test_streams_that_a_shell_closed(shell: Shell, closed: str, code: int) -> None:
     words = {"<&-": "pipe s", ">&-": "spaces", "2>&-": "spaces"}[closed]

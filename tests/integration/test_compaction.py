@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
-import signal
 import threading
 from functools import partial
 from pathlib import Path
@@ -15,9 +13,9 @@ import pytest
 
 import coordjournal as cj
 from coordjournal import maintenance
-from coordjournal.store import pack
-from tests.integration.crashing import PowerCuts, Steps
-from tests.integration.processes import Channel, quick_path, start, until
+from coordjournal.store import compaction, pack
+from tests.integration.crashing import PowerCuts, Steps, die_at_every_step
+from tests.integration.processes import Channel, Child, quick_path, start, until
 from tests.integration.workers import ACTOR, append_until_told, check_whole, log_of, repo
 from tests.support import alias, fsck, git
 
@@ -197,7 +195,7 @@ def test_two_compactors_at_a_time_take_turns(repo: Path) -> None:
 
 def test_a_compaction_that_another_process_is_at_is_not_waited_for_by_appends(repo: Path) -> None:
     append_many(repo, 1, 3)
-    with (repo / "coordjournal" / "locks" / "compaction").open("w") as lock:
+    with (repo / "coordjournal" / "locks" / compaction.LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         append_many(repo, 4, 150)
         assert len(packs(repo)) == 150
@@ -344,18 +342,16 @@ def compact_and_die(channel: Channel, repo: str, last: int) -> int:
 
 
 def test_a_compactor_that_dies_at_any_step_loses_nothing_and_the_next_one_finishes(quick_path: Path) -> None:
-    template, repo = quick_path / "template.git", quick_path / "wiki.git"
+    template = quick_path / "template"
     append_many(template, 1, 3)
     lost = orphan(template)
     git(template, "repack", "-a", "--quiet")
     objects, entries = all_objects(template), log_of(template)
-    last, survived = 0, False
-    while not survived:
-        last += 1
-        shutil.copytree(template, repo)
-        with start(compact_and_die, repo, last) as child:
-            survived = child.join() == 0
-            assert survived or child.join() == -signal.SIGKILL
+
+    def begin(repo: Path, last: int) -> Child:
+        return start(compact_and_die, repo, last)
+
+    def check(repo: Path, last: int, acknowledged: set[str], survived: bool) -> None:
         fsck(repo)
         assert all_objects(repo) == objects
         assert log_of(repo) == entries
@@ -364,8 +360,8 @@ def test_a_compactor_that_dies_at_any_step_loses_nothing_and_the_next_one_finish
         assert list((repo / "coordjournal" / "drafts").glob("compaction-*")) == []
         assert git(repo, "cat-file", "-t", lost).strip() == "commit"
         check_whole(repo)
-        shutil.rmtree(repo)
-    assert last > 50
+
+    assert die_at_every_step(quick_path, begin, check) > 40
 
 
 def compact_with_power_cuts(channel: Channel, root: str, target: str) -> list[tuple[str, list[str]]]:

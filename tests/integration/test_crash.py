@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
-import shutil
 import signal
 from collections import Counter
 from collections.abc import Callable
@@ -16,7 +14,7 @@ import pytest
 
 import coordjournal as cj
 from coordjournal import maintenance
-from tests.integration.crashing import PowerCuts, Steps
+from tests.integration.crashing import PowerCuts, Steps, die_at_every_step
 from tests.integration.processes import Channel, Child, quick_path, start, until
 from tests.support import alias, fsck
 
@@ -111,45 +109,6 @@ def check_what_is_left(repo: Path, asked: Asked, acknowledged: set[str]) -> None
     assert maintenance.compact(repo).packs_after == 1
     maintenance.verify(repo)
     assert list((repo / "refs" / "heads").iterdir()) == [repo / "refs" / "heads" / "s"], "a lock is left"
-
-
-def outline(home: Path) -> tuple[tuple[str, int, int], ...]:
-    """Return the names, sizes and links of all files; two deaths that leave the same left the same to go on from."""
-    return tuple(
-        sorted(
-            (re.sub(r"[0-9a-f]{8,}|\d+", "#", str(path.relative_to(home))), path.stat().st_size, path.stat().st_nlink)
-            for path in home.rglob("*")
-        )
-    )
-
-
-def die_at_every_step(
-    home: Path, begin: Callable[[Path, int], Child], check: Callable[[Path, int, set[str], bool], None]
-) -> int:
-    """Check what each step at which a process dies leaves, and what it had acknowledged; return how many there are.
-
-    Each process begins with a copy of the repository `template` in `home`, or with none.
-    """
-    seen = set()
-    last, survived = 0, False
-    while not survived:
-        last += 1
-        place = home / "place"
-        place.mkdir()
-        repo = place / "wiki.git"
-        if (home / "template").exists():
-            shutil.copytree(home / "template", repo)
-        with begin(repo, last) as child:
-            acknowledged = set(child.said())
-            survived = child.join() == 0
-            assert survived or child.join() == -signal.SIGKILL
-        left = (outline(place), frozenset(acknowledged))
-        if left not in seen or survived:
-            check(repo, last, acknowledged, survived)
-        seen.add(left)
-        shutil.rmtree(place)
-    assert len(seen) > 8
-    return last
 
 
 @pytest.mark.parametrize(

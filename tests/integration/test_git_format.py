@@ -22,7 +22,7 @@ from coordjournal import maintenance
 from coordjournal.cache.keys import _save as save_run
 from coordjournal.cache.states import StateCache
 from coordjournal.entry import MAX_APPEND_BYTES, MAX_SEQ, Append, Head, encode_entries
-from coordjournal.state import CoordinationState
+from coordjournal.facts import Facts, from_facts
 from coordjournal.store import Ready
 from coordjournal.store.git import GitStore
 from tests.integration.processes import quick_path
@@ -279,8 +279,7 @@ def begun_at(repo: Path, first: int) -> Head:
 def test_a_space_is_full_at_its_last_seq_and_an_append_fits_whole_or_not_at_all(repo: Path) -> None:
     head = begun_at(repo, MAX_SEQ - 6)
     cache = repo / "coordjournal" / "cache" / "s"
-    state = CoordinationState()
-    state.seq = head.seq
+    state = from_facts(Facts(head.seq, {}, {}, {}, {}, {}, {}, 1, {}))
     StateCache(cache).keep(head, state)
     save_run(cache, Head(), head, b"")
     with cj.DecisionLog.open(repo, actor=ACTOR) as log:

@@ -353,13 +353,28 @@ def test_dumps_that_are_none(log: cj.DecisionLog, tmp_path: Path) -> None:
     with pytest.raises(cj.NotFound):
         Run(log, "s", (redirect, tmp_path / "nowhere.sql"))
     write_dump(redirect, "redirect", "`rd_from` int,\n`rd_namespace` int,\n`rd_title` text", [(3, 0, b"X")])
-    with pytest.raises(cj.InvalidEvent, match="0 columns 'rd_interwiki'"):
+    with pytest.raises(cj.InvalidEvent, match="has no column 'rd_interwiki'"):
         Run(log, "s", (redirect, page))
     columns = "`rd_from` int,\n`rd_namespace` int,\n`rd_title` text,\n`rd_interwiki` text"
     write_dump(redirect, "redirect", columns, [(3, 0, b"X", None), (None, 0, b"X", None)])
     with pytest.raises(cj.InvalidEvent, match="row 2: rd_from is None"):
         Run(log, "s", (redirect, page))
     assert log.spaces() == []
+
+
+@pytest.mark.parametrize(("redirects", "pages", "fit"), [(19, 9, False), (20, 10, True), (9, 0, True), (10, 0, False)])
+def test_dumps_of_two_wikis_import_nothing(tmp_path: Path, redirects: int, pages: int, fit: bool) -> None:
+    rows: list[RedirectRow] = [(number, 0, b"X", None) for number in range(redirects)]
+    found: list[PageRow] = [(number, 0, b"Page_%d" % number) for number in range(pages)]
+    dumps = write_dumps(tmp_path, rows, [*found, (1000, 0, b"Another")])
+    with cj.DecisionLog.open(tmp_path / "wiki.git") as log:
+        for dry_run in (True, False):
+            if fit:
+                assert Run(log, "s", dumps, dry_run=dry_run).counts == (pages, 0, redirects - pages)
+                continue
+            with pytest.raises(cj.InvalidEvent, match="the dumps do not belong together"):
+                Run(log, "s", dumps, dry_run=dry_run)
+    assert (tmp_path / "wiki.git").exists() == (fit and pages > 0)
 
 
 TITLES: Final = (b"A", b"B", b"C", b"D", b"_", b"\xff")

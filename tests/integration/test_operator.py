@@ -559,6 +559,32 @@ def test_the_git_directory_of_a_working_tree_is_not_adopted(repo: Path, log: cj.
     assert "coordjournal" not in (quick_path / "tree" / ".git" / "config").read_text()
 
 
+def test_a_clone_that_borrows_its_objects_is_read_and_not_adopted(repo: Path, log: cj.DecisionLog) -> None:
+    """What it borrows may be deleted where it lies, and no compaction would ever copy it."""
+    clone = repo.with_name("shared.git")
+    git(repo, "clone", "--quiet", "--mirror", "--shared", str(repo), str(clone))
+    with cj.DecisionLog.open(clone) as borrowed:
+        assert borrowed.state("s") == log.state("s")
+    with pytest.raises(cj.OperatorNeeded, match="alternates"):
+        maintenance.adopt(clone)
+    git(clone, "repack", "-a", "-d", "--quiet")
+    (clone / "objects" / "info" / "alternates").unlink()
+    assert maintenance.adopt(clone).changed
+    check_whole(clone)
+
+
+def test_a_push_that_would_set_a_branch_back_or_delete_it_is_refused_by_git(
+    repo: Path, log: cj.DecisionLog, quick_path: Path
+) -> None:
+    clone = quick_path / "clone.git"
+    git(repo, "clone", "--quiet", "--mirror", str(repo), str(clone))
+    before = branch(repo)
+    for refspec in ("+s~2:s", ":s", f"+{commit_on_top(clone)}:refs/heads/s"):
+        assert gitted(clone, "push", str(repo), refspec)[0] != 0
+        assert branch(repo) == before
+    assert log.append("s", alias(6)).seq == 6
+
+
 def test_under_another_authority_reading_works_and_appending_does_not(repo: Path, log: cj.DecisionLog) -> None:
     git(repo, "config", "coordjournal.authority", "etcd")
     with cj.DecisionLog.open(repo) as fresh:

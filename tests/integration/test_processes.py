@@ -16,6 +16,7 @@ from typing import Any, Final
 import pytest
 
 import coordjournal as cj
+from coordjournal.authority.embedded import EmbeddedAuthority
 from coordjournal.store.git import GitStore
 from tests.integration.processes import Channel, Child, quick_path, start, until
 from tests.integration.workers import ACTOR, append_one, append_until_told, check_whole, gate, intents, log_of, repo
@@ -190,7 +191,9 @@ def test_one_refused_append_among_those_that_wait_together_harms_no_other(
 ) -> None:
     with cj.DecisionLog.open(repo) as log:
         log.append("s", cj.AliasSet("a", "b"))
-        lane = log._open()[1]._lanes["s"]
+        authority = log._open()[1]
+        assert isinstance(authority, EmbeddedAuthority)
+        lane = authority._lanes["s"]
         with gate(repo) if contended else nullcontext():
             with lane._work:  # so that they travel together
                 before, refused, after = log.submit("s", alias(2)), log.submit("s", bad), log.submit("s", alias(3))
