@@ -134,7 +134,7 @@ def _write_union(repository: Repository, inputs: list[Path], union: set[bytes], 
         made, bases = _copy(writer, packs, _deltas(packs) if shrink else {}, compress=compress)
         name = writer.finish()
         _check(draft, union, list(union) if compress else made, bases)
-        pack.move_in(draft / "union.pack", draft / "union.idx", repository.packs, name, repository.keep())
+        pack.move_in(draft / "union.pack", draft / "union.idx", repository.packs, name)
         return name
     finally:
         writer.close()

@@ -106,8 +106,8 @@ def index_bytes(rows: list[tuple[bytes, int, int]], checksum: bytes) -> bytes:
     return body + hashlib.sha1(body, usedforsecurity=False).digest()
 
 
-def install(objects: list[PackObject], packs: Path, drafts: Path, keep: Path) -> None:
-    """Write a pack of `objects` into the directory `packs`, durably; `drafts` and `keep` are on the same disk.
+def install(objects: list[PackObject], packs: Path, drafts: Path) -> None:
+    """Write a pack of `objects` into the directory `packs`, durably; `drafts` is on the same disk.
 
     A crash between two steps leaves a draft, or a pack without index, which git does not look at.
     """
@@ -117,22 +117,19 @@ def install(objects: list[PackObject], packs: Path, drafts: Path, keep: Path) ->
     try:
         write_synced(pack_draft, pack, 0o444)
         write_synced(index_draft, index, 0o444)
-        move_in(pack_draft, index_draft, packs, name, keep)
+        move_in(pack_draft, index_draft, packs, name)
     except OSError:
         pack_draft.unlink(missing_ok=True)
         index_draft.unlink(missing_ok=True)
         raise
 
 
-def move_in(pack: Path, index: Path, packs: Path, name: str, keep: Path) -> None:
+def move_in(pack: Path, index: Path, packs: Path, name: str) -> None:
     """Move a durable pack and its index into the directory `packs`: kept, and the index last.
 
-    `keep` is a durable file that says `KEEP`; a link to it is whole or not there, whenever the power goes.
+    The mark is not synced by itself: a power cut may leave it empty, and the pack uncompacted for good.
     """
-    try:
-        os.link(keep, packs / f"{name}.keep")  # as its name says, on one disk
-    except FileExistsError:
-        pass  # the very same pack was written before
+    (packs / f"{name}.keep").write_bytes(KEEP)
     os.rename(pack, packs / f"{name}.pack")  # noqa: PTH104  # as its name says, on one disk
     os.rename(index, packs / f"{name}.idx")  # noqa: PTH104
     sync_directory(packs)

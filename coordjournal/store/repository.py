@@ -17,7 +17,6 @@ from pygit2.enums import ConfigLevel, RepositoryOpenFlag
 from coordjournal.errors import Corrupt, NotFound, OperatorNeeded, Unavailable, UnknownFormat
 from coordjournal.retry import STALE_HANDLE, HandleStale
 from coordjournal.store.files import make_directory, replace_synced, sync, sync_directory
-from coordjournal.store.pack import KEEP
 
 T = TypeVar("T")
 
@@ -104,13 +103,6 @@ class Repository:
         path = self.own / "drafts"
         if not path.is_dir():
             path.mkdir(parents=True, exist_ok=True)
-        return path
-
-    def keep(self) -> Path:
-        """Return a durable file that says `KEEP`, to be linked to."""
-        path = self.own / "keep"
-        if not path.exists():
-            replace_synced(path, KEEP)
         return path
 
     def use(self, work: Callable[[pygit2.Repository], T]) -> T:
