@@ -120,9 +120,11 @@ def decided(
         while under_way:
             yield oldest()
     finally:
-        for _, future in under_way:  # after a failure: nothing of ours goes on behind the caller's back
-            if future is not None and not future.cancel():
-                future.exception()
+        # After a failure: nothing of ours goes on behind the caller's back. From the end, so that what is
+        # appended all the same has no gap.
+        begun = [future for _, future in reversed(under_way) if future is not None and not future.cancel()]
+        for future in begun:
+            future.exception()
 
 
 def _submit(append: Append, target: DecisionLog, space: str) -> Future[Receipt]:

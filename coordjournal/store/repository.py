@@ -182,11 +182,15 @@ class Repository:
 
     def _check(self) -> None:
         """Read the config again if it changed, and refuse a format that is not ours."""
+        config = self.path / "config"
         try:
-            stat = (self.path / "config").stat()
+            stat = config.stat()
         except OSError:
             if not self.exists():
                 raise NotFound(f"there is no repository at {self.path}; `coordjournal init` makes one") from None
+            if config.exists():  # another process made the repository just now; it appeared whole
+                self._check()
+                return
             raise UnknownFormat("this is no bare git repository", str(self.path), "name the right one") from None
         signature = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
         if signature != self._checked:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import coordjournal as cj
+from coordjournal.authority.embedded import EmbeddedAuthority
+from coordjournal.authority.lane import Lane
 from coordjournal.entry import Append
 from coordjournal.maintenance import init, verify
 from coordjournal.store.files import locked
@@ -86,14 +88,14 @@ def test_a_timeout_withdraws_the_intent_and_nothing_is_applied(repo: Path) -> No
         assert intents(repo) == []
     with cj.DecisionLog.open(repo) as log:
         log.append("s", alias(1))
-        assert [e.key for e in log.events("s")] != ["late"]
+        assert "late" not in [e.key for e in log.events("s")]
         assert log.head("s").seq == 1
 
 
 def test_withdrawing_one_append_leaves_its_fellows_in_the_intent(repo: Path) -> None:
     with cj.DecisionLog.open(repo) as log:
         log.append("s", alias(0))
-        lane = log._open()[1]._lanes["s"]
+        lane = lane_of(log)
         with locked(repo / "coordjournal" / "locks" / "s"):
             with lane._work:  # so that its thread finds them together
                 futures = [log.submit("s", alias(number)) for number in range(1, 6)]
@@ -201,9 +203,14 @@ def test_without_a_spool_to_write_to_the_lock_is_waited_for(repo: Path) -> None:
         assert future.result(60).seq == 1
 
 
-def future_waits(log: cj.DecisionLog) -> Callable[[], bool]:
+def lane_of(log: cj.DecisionLog) -> Lane:
     _, authority = log._open()
-    return lambda: bool(authority._lanes["s"]._left)
+    assert isinstance(authority, EmbeddedAuthority)
+    return authority._lanes["s"]
+
+
+def future_waits(log: cj.DecisionLog) -> Callable[[], bool]:
+    return lambda: bool(lane_of(log)._left)
 
 
 def test_appends_that_wait_in_two_processes_keep_each_ones_order(repo: Path) -> None:
@@ -222,3 +229,38 @@ with cj.DecisionLog.open(sys.argv[1]) as log:
         assert [e.event.names()[0] for e in mine] == [f"{name}-{n}" for n in range(200)]
         assert [e.seq for e in mine] == seqs
     assert list(spool(repo).glob("*")) == []
+
+
+def test_a_retry_of_what_is_not_decided_is_not_said_to_be_not_applied(repo: Path) -> None:
+    """The first attempt was taken on by another process, which stands still; the second waits behind it."""
+    with cj.DecisionLog.open(repo) as log:
+        with locked(repo / "coordjournal" / "locks" / "s"):
+            with pytest.raises(cj.Undecided):
+                append_and_have_it_taken(repo, log)
+            with pytest.raises(cj.Undecided):
+                log.append("s", alias(1), key="k", actor="a", timeout=0.1)
+        assert log.append("s", alias(1), key="k", actor="a").seq == 1
+        assert [e.key for e in log.events("s")] == ["k"]
+
+
+def append_and_have_it_taken(repo: Path, log: cj.DecisionLog) -> None:
+    future = log.submit("s", alias(1), key="k", actor="a")
+    until(lambda: len(intents(repo)) == 1)
+    (intent,) = intents(repo)
+    intent.rename(intent.with_suffix(".taken"))
+    assert not future.cancel()
+    raise cj.Undecided
+
+
+def test_a_malformed_append_harms_none_that_waits_with_it(repo: Path) -> None:
+    class Text(str):
+        __slots__ = ()
+
+    wrong: list[object] = [cj.AliasSet("\ud800", "t"), cj.AliasSet(Text("a"), "t"), object()]
+    with cj.DecisionLog.open(repo) as log:
+        with locked(repo / "coordjournal" / "locks" / "s"):
+            good = log.submit("s", alias(1))
+            refused = [log.submit("s", event) for event in wrong]  # type: ignore[arg-type]
+            refused.append(log.submit("s", alias(2), key=["k"]))  # type: ignore[arg-type]
+        assert good.result(60).seq == 1
+        assert all(isinstance(future.exception(60), cj.Rejected) for future in refused)
