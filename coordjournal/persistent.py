@@ -10,7 +10,7 @@ beyond its dict. `docs/performance.md` has the measurement against the libraries
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Final, Generic, TypeVar, cast, overload
+from typing import Any, Final, Generic, TypeVar, cast, overload
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -108,10 +108,11 @@ class PersistentMap(Mapping[K, V]):
 class MapDraft(Generic[K, V]):
     """The changes towards the next version of a map; it belongs to one thread."""
 
-    __slots__ = ("_base", "_holed", "_size", "_top")
+    __slots__ = ("_base", "_holed", "_layers", "_size", "_top")
 
     def __init__(self, base: PersistentMap[K, V]) -> None:
         self._base = base
+        self._layers = base._layers
         self._top: _Layer[K, V] = {}
         self._size = len(base)
         self._holed = False
@@ -125,18 +126,34 @@ class MapDraft(Generic[K, V]):
     def get(self, key: K) -> V | None:
         """Return the value of `key`, None if it is not there."""
         value = self._find(key)
-        return None if isinstance(value, _Gone) else value
+        found: V | None = None if value is _GONE else value
+        return found
 
-    def _find(self, key: K) -> V | _Gone:
-        return self._top[key] if key in self._top else self._base._find(key)
+    def _find(self, key: K) -> Any:  # a value or `_GONE`; written out, since every decision comes by several times
+        if key in self._top:
+            return self._top[key]
+        for layer in self._layers:
+            if key in layer:
+                return layer[key]
+        return _GONE
 
     def __setitem__(self, key: K, value: V) -> None:
-        if key not in self:
+        if self._find(key) is _GONE:
             self._size += 1
         self._top[key] = value
 
+    def put(self, key: K, value: V) -> V | None:
+        """Set `key`; return what it was before, None if it was not there."""
+        before = self._find(key)
+        self._top[key] = value
+        if before is _GONE:
+            self._size += 1
+            return None
+        found: V = before
+        return found
+
     def __delitem__(self, key: K) -> None:
-        if key not in self:
+        if self._find(key) is _GONE:
             raise KeyError(key)
         self._size -= 1
         self._top[key] = _GONE

@@ -73,10 +73,11 @@ class PointersDraft:
 
     def set(self, name: str, target: str, seq: int) -> None:
         """Lead `name` to `target` from now on; a circle must have been ruled out."""
-        if (before := self.get(name)) is not None:
-            self._count(before, -1)
-        self._facts[name] = (target, seq)
-        self._count(target, +1)
+        before = self._facts.put(name, (target, seq))
+        if self._inbound is not None:
+            if before is not None:
+                self._count(before[0], -1)
+            self._count(target, +1)
 
     def remove(self, name: str) -> None:
         """Lead `name` nowhere from now on; it must have led somewhere."""

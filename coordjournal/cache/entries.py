@@ -71,12 +71,8 @@ class EntryCache:
             entries = _load(directory, name)
             if entries is None:
                 break
-            for entry in entries:
-                if entry.seq > base.seq:
-                    if entry.seq > end:
-                        return
-                    yield entry
-            last = entries[-1]
+            first, last = entries[0].seq, entries[-1]
+            yield from entries[max(0, base.seq + 1 - first) : max(0, end + 1 - first)]
             base = Head(last.seq, last.commit, last.term)
             if base.seq >= end:
                 return

@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import struct
 import zlib
+from itertools import accumulate
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from coordjournal.store.files import sync_directory, write_synced
+from coordjournal.store.files import sync_directory, write_all_synced
 
 COMMIT, TREE, BLOB = 1, 2, 3
 KEEP: Final = b"coordjournal\n"
@@ -86,19 +88,15 @@ def index_bytes(rows: list[tuple[bytes, int, int]], checksum: bytes) -> bytes:
     counts = [0] * 256
     for oid, _, _ in rows:
         counts[oid[0]] += 1
-    total, fanout = 0, []
-    for count in counts:
-        total += count
-        fanout.append(total.to_bytes(4, "big"))
     large = [offset for _, _, offset in rows if offset >= LARGE_OFFSET]
     places = {offset: LARGE_OFFSET + place for place, offset in enumerate(large)}
     body = b"".join(
         (
             IDX_MAGIC,
-            *fanout,
-            *(oid for oid, _, _ in rows),
-            *(crc.to_bytes(4, "big") for _, crc, _ in rows),
-            *(places.get(offset, offset).to_bytes(4, "big") for _, _, offset in rows),
+            struct.pack(">256I", *accumulate(counts)),
+            *[oid for oid, _, _ in rows],
+            struct.pack(f">{len(rows)}I", *[crc for _, crc, _ in rows]),
+            struct.pack(f">{len(rows)}I", *[places.get(offset, offset) for _, _, offset in rows]),
             *(offset.to_bytes(8, "big") for offset in large),
             checksum,
         )
@@ -115,8 +113,7 @@ def install(objects: list[PackObject], packs: Path, drafts: Path) -> None:
     draft = drafts / f"{name}-{os.getpid()}-{os.urandom(4).hex()}"
     pack_draft, index_draft = draft.with_suffix(".pack"), draft.with_suffix(".idx")
     try:
-        write_synced(pack_draft, pack, 0o444)
-        write_synced(index_draft, index, 0o444)
+        write_all_synced({pack_draft: pack, index_draft: index}, 0o444)
         move_in(pack_draft, index_draft, packs, name)
     except OSError:
         pack_draft.unlink(missing_ok=True)
