@@ -154,6 +154,10 @@ def _copy(
     done: set[bytes] = set()
     made, bases = [], {}
     for opened in packs:
+        if not compress and done.isdisjoint(opened.oids) and deltas.keys().isdisjoint(opened.oids):
+            done.update(opened.oids)
+            writer.add_all(opened)
+            continue
         for entry in opened.entries:
             if entry.oid in done:
                 continue

@@ -32,6 +32,7 @@ from coordjournal.errors import (
 )
 from coordjournal.store import EMBEDDED, Diverged, HeadMoved, Ready, compaction, message, pack, refs, tree
 from coordjournal.store.files import file_system, is_network, locked
+from coordjournal.store.packfile import prefix_delta
 from coordjournal.store.repository import Owner, Repository
 
 FORMAT: Final = 1
@@ -267,12 +268,13 @@ class GitStore:
         objects: list[pack.PackObject] = []
         spine = self._spine(space, head, made, objects)
         parent, written = head.commit, []
+        versions: list[tuple[int, list[tuple[bytes, bytes]]]] = []
         for append, first, data in group:
             last = first + len(append.events) - 1
             blob = tree.object_id(b"blob", data)
             objects.append(pack.PackObject(pack.BLOB, blob, data))
             trees = spine.add(first, blob)
-            objects.extend(pack.PackObject(pack.TREE, oid, raw) for oid, raw in trees)
+            versions.append((first, trees))
             root = trees[-1][0].hex()
             info = message.CommitInfo(root, parent, first, last, append.key, term, self._node)
             raw = message.encode(info, append, made)
@@ -285,6 +287,7 @@ class GitStore:
             )
             written.append(Appended(commit, parent, term, entries))
             parent = commit
+        objects.extend(_tree_objects(versions))
         try:
             pack.install(objects, self.repository.packs, self.repository.drafts())
         except OSError as error:
@@ -346,6 +349,23 @@ class GitStore:
         if self._compactor is not None:
             self._compactor.join(timeout=10.0)
         self.repository.close()
+
+
+def _tree_objects(versions: list[tuple[int, list[tuple[bytes, bytes]]]]) -> Iterator[pack.PackObject]:
+    """Yield the trees of a group: the newest of each directory whole, older ones as deltas on it."""
+    newest: dict[tuple[int, int], tuple[bytes, bytes]] = {}
+    for first, trees in reversed(versions):
+        size = 1
+        for level, (oid, raw) in enumerate(trees):
+            size *= 100
+            place = (level, first // size)
+            base = newest.get(place)
+            delta = prefix_delta(base[1], raw) if base is not None else None
+            if base is None or delta is None:
+                newest[place] = (oid, raw)
+                yield pack.PackObject(pack.TREE, oid, raw)
+            else:
+                yield pack.PackObject(pack.TREE, oid, delta, base[0])
 
 
 class _Trail:

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 from coordjournal.store.files import sync_directory, write_all_synced
 
 COMMIT, TREE, BLOB = 1, 2, 3
+OFS_DELTA, REF_DELTA = 6, 7
 KEEP: Final = b"coordjournal\n"
 """What our `.keep` files say: git and others leave the pack alone, our own compaction may replace it."""
 
@@ -36,6 +37,7 @@ class PackObject(NamedTuple):
     kind: int
     oid: bytes
     raw: bytes
+    base: bytes = b""  # where `raw` is a delta: the id of its base, which is in the same pack
 
 
 def build(objects: list[PackObject]) -> tuple[str, bytes, bytes]:
@@ -43,8 +45,8 @@ def build(objects: list[PackObject]) -> tuple[str, bytes, bytes]:
     parts = [b"PACK\0\0\0\x02" + len(objects).to_bytes(4, "big")]
     offset = len(parts[0])
     rows = []
-    for kind, oid, raw in objects:
-        part = entry_header(kind, len(raw)) + deflated(raw)
+    for kind, oid, raw, base in objects:
+        part = entry_header(REF_DELTA if base else kind, len(raw)) + base + deflated(raw)
         rows.append((oid, zlib.crc32(part), offset))
         parts.append(part)
         offset += len(part)

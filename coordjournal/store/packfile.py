@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import struct
 import zlib
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from coordjournal.store.files import sync
-from coordjournal.store.pack import IDX_MAGIC, LARGE_OFFSET, deflated, entry_header, index_bytes
+from coordjournal.store.pack import IDX_MAGIC, LARGE_OFFSET, OFS_DELTA, REF_DELTA, deflated, entry_header, index_bytes
 
-OFS_DELTA, REF_DELTA = 6, 7
 _HEADER_BYTES: Final = 12
 _TRAILER_BYTES: Final = 20
 
@@ -35,18 +37,39 @@ class PackFile:
 
     def __init__(self, index: Path) -> None:
         self.index = index
-        rows = _read_index(index)
+        self.oids, self._crcs, self._starts, self._checksum = _read_index(index)
         with index.with_suffix(".pack").open("rb") as file:
             self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if self._starts and not _HEADER_BYTES <= min(self._starts) <= max(self._starts) < len(self._data):
+            raise ValueError(f"{index} names a place that is not in its pack")
+
+    @cached_property
+    def entries(self) -> list[Entry]:
+        """Every object of the pack, in the order in which they lie there."""
+        entries: list[Entry] = []
         end = len(self._data) - _TRAILER_BYTES
-        self.entries: list[Entry] = []
-        for oid, crc, start in sorted(rows, key=lambda row: row[2], reverse=True):
+        for oid, crc, start in sorted(self.rows(), key=lambda row: row[2], reverse=True):
             if not _HEADER_BYTES <= start < end:
-                raise ValueError(f"{index} names a place that is not in its pack")
-            self.entries.append(Entry(oid, start, end, crc))
+                raise ValueError(f"{self.index} names a place that is not in its pack")
+            entries.append(Entry(oid, start, end, crc))
             end = start
-        self.entries.reverse()
-        self._at = {entry.start: entry.oid for entry in self.entries}
+        entries.reverse()
+        return entries
+
+    @cached_property
+    def _at(self) -> dict[int, bytes]:
+        return dict(zip(self._starts, self.oids, strict=True))
+
+    def rows(self, shift: int = 0) -> Iterator[tuple[bytes, int, int]]:
+        """Return (id, crc, offset) of every object, as if the pack lay `shift` bytes further on."""
+        return zip(self.oids, self._crcs, [start + shift for start in self._starts], strict=True)
+
+    def body(self) -> bytes:
+        """Return all entries as they lie there, one after the other. `ValueError` if the pack is damaged."""
+        body = self._data[:-_TRAILER_BYTES]
+        if not hashlib.sha1(body, usedforsecurity=False).digest() == self._data[-_TRAILER_BYTES:] == self._checksum:
+            raise ValueError(f"the pack of {self.index} does not bear its checksum")
+        return body[_HEADER_BYTES:]
 
     def close(self) -> None:
         """Let go of the file."""
@@ -67,7 +90,8 @@ class PackFile:
 
     def is_plain(self) -> bool:
         """Whether every object stands there whole, none as a delta."""
-        return all(self.kind(entry) < OFS_DELTA for entry in self.entries)
+        data = self._data
+        return all(data[start] >> 4 & 7 < OFS_DELTA for start in self._starts)
 
     def copy(self, entry: Entry) -> tuple[bytes, int, bytes]:
         """Return an entry's bytes for another pack, their checksum, and the id of its base if it is a delta.
@@ -117,6 +141,12 @@ class PackWriter:
         """Add the entry of an object as it is to stand in the pack."""
         self._rows.append((oid, crc, self._offset))
         self._write(data)
+
+    def add_all(self, opened: PackFile) -> None:
+        """Add a whole pack as it is, deltas and all; none of its objects may be here yet."""
+        body = opened.body()
+        self._rows.extend(opened.rows(self._offset - _HEADER_BYTES))
+        self._write(body)
 
     def add_delta(self, oid: bytes, base: bytes, delta: bytes) -> None:
         """Add an object as a delta on `base`, which is in the pack."""
@@ -195,11 +225,11 @@ def _distance(data: bytes) -> int:
 
 def object_ids(index: Path) -> list[bytes]:
     """Return the 20-byte ids in a pack's index, sorted; `ValueError` if it is not sound."""
-    return [oid for oid, _, _ in _read_index(index)]
+    return _read_index(index)[0]
 
 
-def _read_index(index: Path) -> list[tuple[bytes, int, int]]:
-    """Return (id, crc, offset) of every object in a version 2 index."""
+def _read_index(index: Path) -> tuple[list[bytes], Sequence[int], Sequence[int], bytes]:
+    """Return the ids, checksums and offsets of the objects in a version 2 index, and its pack's checksum."""
     data = index.read_bytes()
     if data[:8] != IDX_MAGIC or hashlib.sha1(data[:-20], usedforsecurity=False).digest() != data[-20:]:
         raise ValueError(f"{index} is not a sound pack index")
@@ -208,12 +238,11 @@ def _read_index(index: Path) -> list[tuple[bytes, int, int]]:
     crcs = oids + 20 * count
     offsets = crcs + 4 * count
     large = offsets + 4 * count
-    rows = []
-    for number in range(count):
-        offset = int.from_bytes(data[offsets + 4 * number : offsets + 4 * number + 4], "big")
-        if offset >= LARGE_OFFSET:
-            at = large + 8 * (offset - LARGE_OFFSET)
-            offset = int.from_bytes(data[at : at + 8], "big")
-        crc = int.from_bytes(data[crcs + 4 * number : crcs + 4 * number + 4], "big")
-        rows.append((data[oids + 20 * number : oids + 20 * number + 20], crc, offset))
-    return rows
+    starts: Sequence[int] = struct.unpack_from(f">{count}I", data, offsets)
+    if large < len(data) - 40:
+        starts = [
+            start if start < LARGE_OFFSET else int.from_bytes(data[large + 8 * (start - LARGE_OFFSET) :][:8], "big")
+            for start in starts
+        ]
+    ids = [data[at : at + 20] for at in range(oids, crcs, 20)]
+    return ids, struct.unpack_from(f">{count}I", data, crcs), starts, data[-40:-20]
