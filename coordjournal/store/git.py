@@ -9,7 +9,6 @@ import logging
 import os
 import re
 import threading
-from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
@@ -34,6 +33,7 @@ from coordjournal.store import EMBEDDED, Diverged, HeadMoved, Ready, compaction,
 from coordjournal.store.files import file_system, is_network, locked
 from coordjournal.store.packfile import prefix_delta
 from coordjournal.store.repository import Owner, Repository
+from coordjournal.store.walk import Trail, about_of, blobs, last_blob, read_object, target_of, tree_reader, walk_back
 
 FORMAT: Final = 1
 """The version of the git format; stands in every `space.json`."""
@@ -155,13 +155,13 @@ class GitStore:
         commit = self._branch(space)
         if not commit:
             return False
-        raw, kind = self.repository.use(lambda handle: _read(handle, commit))
+        raw, kind = self.repository.use(lambda handle: read_object(handle, commit))
         if kind != pack.COMMIT:
             return False
         try:
             message.parse(raw, commit)
         except Corrupt:
-            root, _ = self.repository.use(lambda handle: _read(handle, raw[5:45].decode("ascii")))
+            root, _ = self.repository.use(lambda handle: read_object(handle, raw[5:45].decode("ascii")))
             return b"100644 space.json\0" in root
         return True
 
@@ -189,14 +189,14 @@ class GitStore:
             pass  # packed, or not there, or damaged: git knows
         self.repository.owner()  # NotFound and UnknownFormat come before anything that git would say
         try:
-            return self.repository.use(lambda handle: _target(handle, space))
+            return self.repository.use(lambda handle: target_of(handle, space))
         except (pygit2.GitError, ValueError) as error:
             raise Corrupt(f"the branch of space {space} is damaged: {error}", str(self.repository.path)) from error
 
     def _check_about(self, space: str, root: str) -> None:
         if space in self._about:
             return
-        raw = self.repository.use(lambda handle: _about(handle, bytes.fromhex(root)))
+        raw = self.repository.use(lambda handle: about_of(handle, bytes.fromhex(root)))
         try:
             about = msgspec.json.decode(raw, type=SpaceAbout)
         except msgspec.MsgspecError as error:
@@ -212,26 +212,26 @@ class GitStore:
         self._about[space] = about
 
     def _info(self, commit: str) -> message.CommitInfo:
-        raw, kind = self.repository.use(lambda handle: _read(handle, commit))
+        raw, kind = self.repository.use(lambda handle: read_object(handle, commit))
         if kind != pack.COMMIT:
             raise Corrupt("the branch does not point to a commit", f"object {commit}")
         return message.parse(raw, commit)
 
     def read(self, space: str, head: Head, after: int = 0, base: str | None = None) -> Iterator[Appended]:  # noqa: ARG002  # git's commits are known by id alone
-        trail = self.repository.use(lambda handle: _walk_back(handle, head, after))
+        trail = self.repository.use(lambda handle: walk_back(handle, head, after))
         if base is not None and (trail.start, trail.start_seq) != (base, after):
             raise Diverged
         return self._stream(trail)
 
-    def _stream(self, trail: _Trail) -> Iterator[Appended]:
+    def _stream(self, trail: Trail) -> Iterator[Appended]:
         """Yield the appends of a trail: its commits backwards beside the files of its tree forwards."""
         count = len(trail.firsts)
         parent = trail.start
         for end in range(count, 0, -_CHUNK):
             start = max(0, end - _CHUNK)
             first = trail.firsts[end - 1]
-            blobs = self.repository.use(lambda handle, f=first, n=end - start: _blobs(handle, trail.tree, f, n))  # type: ignore[misc]
-            for (file_first, data), at in zip(blobs, range(end - 1, start - 1, -1), strict=True):
+            files = self.repository.use(lambda handle, f=first, n=end - start: blobs(handle, trail.tree, f, n))  # type: ignore[misc]
+            for (file_first, data), at in zip(files, range(end - 1, start - 1, -1), strict=True):
                 commit = trail.commits[20 * at : 20 * at + 20].hex()
                 if file_first != trail.firsts[at]:
                     raise Corrupt(
@@ -252,12 +252,12 @@ class GitStore:
 
     def commits(self, head: Head) -> Iterator[str]:
         """Yield the commits of a log from its first append to `head`."""
-        trail = self.repository.use(lambda handle: _walk_back(handle, head, 0))
+        trail = self.repository.use(lambda handle: walk_back(handle, head, 0))
         return (trail.commits[at : at + 20].hex() for at in range(len(trail.commits) - 20, -1, -20))
 
     def load(self, space: str, commit: str) -> Appended:  # noqa: ARG002  # likewise
         info = self._info(commit)
-        first, data = self.repository.use(lambda handle: _last_blob(handle, bytes.fromhex(info.tree)))
+        first, data = self.repository.use(lambda handle: last_blob(handle, bytes.fromhex(info.tree)))
         entries = decode_entries(data, info.first, commit, info.term)
         if first != info.first or entries[-1].seq != info.seq or entries[0].key != info.key:
             raise Corrupt(f"commit and file of entry {info.first} differ", f"commit {commit}", seq=info.first)
@@ -306,7 +306,7 @@ class GitStore:
             return spine.copy()
         if head.commit:
             root = bytes.fromhex(self._info(head.commit).tree)
-            return self.repository.use(lambda handle: tree.Spine.load(root, _tree_reader(handle)))
+            return self.repository.use(lambda handle: tree.Spine.load(root, tree_reader(handle)))
         about = SpaceAbout(FORMAT, space, self._random(16).hex(), format_time(made))
         raw = msgspec.json.encode(about) + b"\n"
         blob = tree.object_id(b"blob", raw)
@@ -366,93 +366,3 @@ def _tree_objects(versions: list[tuple[int, list[tuple[bytes, bytes]]]]) -> Iter
                 yield pack.PackObject(pack.TREE, oid, raw)
             else:
                 yield pack.PackObject(pack.TREE, oid, delta, base[0])
-
-
-class _Trail:
-    """The commits of a stretch of the log, newest first, in 32 bytes each.
-
-    `start` is the commit before them, `start_seq` its last seq; `seq` is the last one's, `tree` its root.
-    """
-
-    def __init__(self, seq: int) -> None:
-        self.seq = seq
-        self.tree = b""
-        self.commits = bytearray()
-        self.firsts = array("I")
-        self.terms = array("Q")
-        self.start = ""
-        self.start_seq = 0
-
-
-def _walk_back(handle: pygit2.Repository, head: Head, after: int) -> _Trail:
-    trail = _Trail(head.seq)
-    commit, seq = head.commit, head.seq
-    while seq > after:
-        if not commit:
-            raise Corrupt(f"the log begins at entry {seq + 1}, not at 1", seq=seq)
-        raw, kind = _read(handle, commit)
-        if kind != pack.COMMIT:
-            raise Corrupt("an object of the log is no commit", f"object {commit}", seq=seq)
-        info = message.parse(raw, commit)
-        if info.seq != seq or info.first > info.seq:
-            raise Corrupt(f"a commit says it ends at entry {info.seq}, not at {seq}", f"commit {commit}", seq=seq)
-        if not trail.firsts:
-            trail.tree = bytes.fromhex(info.tree)
-        trail.commits += bytes.fromhex(commit)
-        trail.firsts.append(info.first)
-        trail.terms.append(info.term)
-        commit, seq = info.parent, info.first - 1
-    if not seq and commit:
-        raise Corrupt("the commit of entry 1 has a parent", f"commit {commit}", seq=1)
-    trail.start, trail.start_seq = commit, seq
-    return trail
-
-
-def _blobs(handle: pygit2.Repository, root: bytes, first: int, count: int) -> list[tuple[int, bytes]]:
-    """Return (first seq, content) of `count` files of the tree `root`, from the one of seq `first` on."""
-    found: list[tuple[int, bytes]] = []
-    for file_first, oid in tree.files(root, first, _tree_reader(handle)):
-        raw, kind = _read(handle, oid.hex())
-        if kind != pack.BLOB:
-            raise Corrupt(f"the file of entry {file_first} is no blob", f"object {oid.hex()}", seq=file_first)
-        found.append((file_first, raw))
-        if len(found) == count:
-            return found
-    raise Corrupt(f"the tree has no file for what follows entry {found[-1][0] if found else first}", seq=first)
-
-
-def _last_blob(handle: pygit2.Repository, root: bytes) -> tuple[int, bytes]:
-    first, oid = tree.last_file(root, _tree_reader(handle))
-    raw, kind = _read(handle, oid.hex())
-    if kind != pack.BLOB:
-        raise Corrupt(f"the file of entry {first} is no blob", f"object {oid.hex()}", seq=first)
-    return first, raw
-
-
-def _read(handle: pygit2.Repository, commit: str) -> tuple[bytes, int]:
-    kind, raw = handle.read(commit)
-    return raw, kind
-
-
-def _tree_reader(handle: pygit2.Repository) -> tree.ReadTree:
-    def read(oid: bytes) -> bytes:
-        raw, kind = _read(handle, oid.hex())
-        if kind != pack.TREE:
-            raise Corrupt("an object of the log is no tree", f"object {oid.hex()}")
-        return raw
-
-    return read
-
-
-def _target(handle: pygit2.Repository, space: str) -> str:
-    ref = handle.references.get(f"refs/heads/{space}")
-    if ref is not None and not isinstance(ref.target, pygit2.Oid):
-        raise ValueError(f"it is a symbolic reference to {ref.target}")
-    return "" if ref is None else str(ref.target)
-
-
-def _about(handle: pygit2.Repository, root: bytes) -> bytes:
-    oid = tree.child(_tree_reader(handle)(root), tree.BLOB, b"space.json")
-    if oid is None:
-        raise Corrupt("the root tree lacks space.json", f"tree {root.hex()}")
-    return _read(handle, oid.hex())[0]
