@@ -25,7 +25,7 @@ class Group:
     `ready` are the accepted ones, `written` what the store made of them, `state` is what is true
     after them. `left` are keys of appends that another process may have appended for their caller, who
     was not told, each with the seq that the head had before: what the log has of them after that is no
-    duplicate. The first `checked` appends are known to be well formed.
+    duplicate. Only the appends whose numbers are in `unchecked` may be not well formed; all, if not given.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Group:
         replica: Replica,
         base: Head,
         left: Mapping[str, int] | None = None,
-        checked: int = 0,
+        unchecked: range | None = None,
     ) -> None:
         self.base = base
         self.state: CoordinationState = replica.exactly_at(base)
@@ -43,7 +43,7 @@ class Group:
         self._asked = asked
         self._replica = replica
         self._left = left or {}
-        self._checked = checked
+        self._unchecked = range(len(asked)) if unchecked is None else unchecked
         self._verdicts: list[int | Appended | CoordJournalError] = []
         self._places: dict[str, int] = {}
 
@@ -52,7 +52,7 @@ class Group:
         for number, append in enumerate(self._asked):
             verdict: int | Appended | CoordJournalError
             try:
-                if number >= self._checked:
+                if number in self._unchecked:
                     append.check()
                 verdict = self._judge(append)
             except (Rejected, Conflict) as refusal:
@@ -82,6 +82,11 @@ class Group:
         self._places[append.key] = len(self.ready)
         self.ready.append(Ready(append, first, data))
         return len(self.ready) - 1
+
+    @property
+    def repeats(self) -> bool:
+        """Whether any of the appends stood in the log before."""
+        return any(isinstance(verdict, Appended) for verdict in self._verdicts)
 
     def write(self, store: Store, space: str, term: int) -> None:
         """Make what was accepted durable; nobody sees it yet. Raises `Unavailable`."""

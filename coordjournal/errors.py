@@ -133,6 +133,18 @@ class ForeignRepository(OperatorNeeded):
     """The repository is not this journal's own: a mirror clone, or another journal."""
 
 
+class HeadMissing(OperatorNeeded):
+    """The repository has a log, but etcd knows no head of it: etcd was wiped, or is another one."""
+
+
+class HeadBehind(OperatorNeeded):
+    """The repository is ahead of the published head: etcd was restored from an older time."""
+
+
+class MissingObjects(OperatorNeeded):
+    """The objects of the published head are nowhere to be found in the repository."""
+
+
 class Closed(CoordJournalError):
     """The log was closed; open another one."""
 

@@ -13,16 +13,31 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from coordjournal.authority import Authority
+from coordjournal.authority import Authority, Consistency, Serving
 from coordjournal.authority.embedded import EmbeddedAuthority
+from coordjournal.authority.lane import AppendFuture
+from coordjournal.authority.node import Node
+from coordjournal.authority.settings import DEFAULT_PREFIX, DEFAULT_TTL, Settings
 from coordjournal.authority.spool import Spool
+from coordjournal.authority.wire import Role
 from coordjournal.cache import SpaceCache
 from coordjournal.entry import Append, Entry, Head, Receipt, check_space, format_time
-from coordjournal.errors import Closed, ForkedProcess, InvalidEvent, NotFound, Rejected, Unavailable, Undecided
+from coordjournal.errors import (
+    Closed,
+    ForkedProcess,
+    InvalidEvent,
+    NotFound,
+    Rejected,
+    Unavailable,
+    Undecided,
+    WrongAuthority,
+)
+from coordjournal.etcd.endpoints import Tls
 from coordjournal.events import Event
 from coordjournal.replica import Replica, not_there
 from coordjournal.state import CoordinationState
 from coordjournal.store import Diverged, Store
+from coordjournal.store.files import file_system, is_network
 from coordjournal.store.memory import MemoryStore
 
 DEFAULT_TIMEOUT: Final = 10.0
@@ -53,6 +68,8 @@ class DecisionLog:
         where: str,
         actor: str | None = None,
         cache: Callable[[], Path | None] = lambda: None,
+        consistency: Consistency = "linearizable",
+        read_timeout: float = DEFAULT_TIMEOUT,
         clock: Callable[[], datetime] = _utc_now,
         random: Callable[[int], bytes] = os.urandom,
     ) -> None:
@@ -62,6 +79,8 @@ class DecisionLog:
         self._make_authority = authority
         self._where = where
         self._actor = actor
+        self._consistency: Consistency = consistency
+        self._read_timeout = read_timeout
         self._clock = clock
         self._random = random
         self._lock = threading.Lock()
@@ -71,27 +90,86 @@ class DecisionLog:
         self._replicas: dict[str, Replica] = {}
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, actor: str | None = None, node: str | None = None) -> DecisionLog:
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        actor: str | None = None,
+        node: str | None = None,
+        etcd: str = "",
+        tls: Tls | None = None,
+        username: str = "",
+        password: str = "",
+        prefix: str = DEFAULT_PREFIX,
+        ttl: int = DEFAULT_TTL,
+        role: Role = "auto",
+        cache_dir: str | os.PathLike[str] | None = None,
+        consistency: Consistency = "linearizable",
+        read_timeout: float = DEFAULT_TIMEOUT,
+    ) -> DecisionLog:
         """Return the log in the bare git repository at `path`, which the first append makes.
 
-        Any number of processes on this host may have it open. `actor` is who decides where an append
-        does not say (`user@host` unless given), `node` is this host's name in commits.
+        Without `etcd`, any number of processes on this host may have it open. With it (endpoints, such
+        as `10.0.0.1:2379,10.0.0.2:2379`), any number of processes on all hosts that share the
+        repository may: one of them at a time holds a space, and the others forward to it. `tls` gives
+        certificates, `username` and `password` are etcd's, `prefix` is where its keys are. `ttl`, in
+        whole seconds of at least 2, is how long a dead process keeps what it holds. `role`: `auto` holds
+        the spaces that it needs, `client` none, `holder` also those that others need and nobody holds.
+
+        `actor` is who decides where an append does not say (`user@host` unless given), `node` is this
+        host's name in commits. `cache_dir` is a directory on a disk of this host for what is derived and
+        disposable; unless given it is in the repository, or nowhere if that is on a network file system.
+        `consistency` is what reads hold that do not say, see `head`, and `read_timeout` for how many seconds
+        they wait for etcd. Raises `InvalidEvent` for an
+        argument that is not of its form.
         """
         from coordjournal.store.git import GitStore
 
         where = Path(path).absolute()  # wherever the process goes
+        settings = Settings(etcd, tls, username, password, prefix, ttl, role)
+        settings.check()
+        own_cache = None if cache_dir is None else Path(cache_dir).absolute()
 
         def store() -> Store:
-            return GitStore(where, node=node or socket.gethostname(), clock=_utc_now, random=os.urandom)
+            writer = f"-{os.getpid()}-{os.urandom(4).hex()}" if etcd else ""
+            name = node or socket.gethostname()
+            return GitStore(where, node=name, clock=_utc_now, random=os.urandom, writer=writer)
 
         def cache() -> Path | None:
+            if own_cache is not None:
+                return own_cache
             own = where / "coordjournal"
-            return own / "cache" if own.is_dir() and os.access(own, os.W_OK) else None
+            usable = own.is_dir() and os.access(own, os.W_OK) and not (etcd and is_network(file_system(own)))
+            return own / "cache" if usable else None
 
         def authority(store: Store, replica: Callable[[str], Replica]) -> Authority:
+            if etcd:
+                from coordjournal.authority.etcd import EtcdAuthority
+
+                return EtcdAuthority(Node.connect(settings, store, replica))
             return EmbeddedAuthority(store, replica, lambda space: Spool(where / "coordjournal" / "spool" / space))
 
-        return cls(store, authority, where=str(where), actor=actor, cache=cache)
+        return cls(
+            store,
+            authority,
+            where=str(where),
+            actor=actor,
+            cache=cache,
+            consistency=consistency,
+            read_timeout=read_timeout,
+        )
+
+    def serve(self, spaces: Sequence[str] = ()) -> None:
+        """Begin to hold `spaces`, and with the role `holder` all others that nobody else holds; until `close`.
+
+        Returns at once. Raises `InvalidName`, and `WrongAuthority` without etcd.
+        """
+        for space in spaces:
+            check_space(space)
+        _, authority = self._open()
+        if not isinstance(authority, Serving):
+            raise WrongAuthority("nothing is to be served without etcd: every process appends by itself", self._where)
+        authority.serve(spaces)
 
     @classmethod
     def in_memory(cls, *, actor: str | None = None) -> DecisionLog:
@@ -119,15 +197,21 @@ class DecisionLog:
         not appended, `Undecided` if that is not known (try the same key again), `OperatorNeeded`.
         """
         future = self.submit(space, events, actor=actor, key=key, expect=expect, at=at)
+        grace = 0.0 if timeout is None else min(self._open()[1].grace, timeout / 4)
         try:
-            return future.result(timeout)
+            return future.result(None if timeout is None else timeout - grace)
         except FutureTimeoutError:
             if future.done():
                 return future.result()
             if future.cancel():
-                raise Unavailable(f"no append to space {space} was possible within {timeout} s; try again") from None
+                raise Unavailable(
+                    f"no append to space {space} was possible within {timeout} s{_because(future)}; try again"
+                ) from None
+            if future.done():
+                return future.result()
             raise Undecided(
-                f"the append to space {space} was not decided within {timeout} s; try the same key again"
+                f"the append to space {space} was not decided within {timeout} s{_because(future)};"
+                " try the same key again"
             ) from None
         except CancelledError:
             raise Closed("the log was closed before the append was taken on") from None
@@ -145,7 +229,8 @@ class DecisionLog:
         """Begin an append and return at once; the arguments are `append`'s.
 
         Appends that one thread submits to a space are decided in that order. Cancelling the future
-        works until the append is being judged, and means that it is not applied.
+        works until the append is being judged, and means that it is not applied; with etcd it may take
+        a second.
         """
         check_space(space)
         _, authority = self._open()
@@ -171,24 +256,50 @@ class DecisionLog:
             self._actor = f"{_account()}@{socket.gethostname()}"
         return self._actor
 
-    def head(self, space: str) -> Head:
-        """Return the head of `space`; its seq is 0 where nothing was decided. `NotFound` without a repository."""
+    def head(
+        self,
+        space: str,
+        *,
+        consistency: Consistency | None = None,
+        after: Receipt | None = None,
+        timeout: float | None = None,
+    ) -> Head:
+        """Return the head of `space`; its seq is 0 where nothing was decided. `NotFound` without a repository.
+
+        `consistency`, the log's own if not given, says what the head holds at least: `linearizable`
+        everything that was acknowledged to anyone before the call, which takes one read of etcd;
+        `session` what was appended and read through this log, and what `after` is the receipt of;
+        `local` what this host has, for which etcd is not asked (`age` tells how old that is). Without
+        etcd they are the same. Raises `Unavailable` if etcd does not answer within `timeout` seconds.
+        """
         check_space(space)
         _, authority = self._open()
-        return authority.head(space)
+        seconds = self._read_timeout if timeout is None else timeout
+        return authority.head(space, seconds, consistency or self._consistency, after.seq if after is not None else 0)
+
+    def age(self, space: str) -> float | None:
+        """Return how many seconds ago the local head of `space` was known to be the newest; None: never.
+
+        Without etcd it always is.
+        """
+        check_space(space)
+        return self._open()[1].age(space)
 
     def spaces(self) -> list[str]:
         """Return the names of all spaces in which something was decided, sorted."""
         store, _ = self._open()
         return store.spaces()
 
-    def events(self, space: str, *, after: int = 0, upto: int | None = None) -> Iterator[Entry]:
+    def events(
+        self, space: str, *, after: int = 0, upto: int | None = None, consistency: Consistency | None = None
+    ) -> Iterator[Entry]:
         """Return the entries with `after` < seq ≤ `upto` (the head if not given), in order, streamed.
 
-        All belong to the one head that the space had at the call. Raises `NotFound` if `upto` is past
-        it, `Corrupt` and `UnknownEvent` with the seq at which the log cannot be read on.
+        All belong to the one head that the space had at the call; `consistency` as in `head`. Raises
+        `NotFound` if `upto` is past it, `Corrupt` and `UnknownEvent` with the seq at which the log cannot
+        be read on.
         """
-        head = self.head(space)
+        head = self.head(space, consistency=consistency)
         _check_seq("after", after)
         if upto is not None:
             _check_upto(space, upto, head)
@@ -220,13 +331,22 @@ class DecisionLog:
             except Diverged:
                 raise not_there(space, base, self.head(space)) from None
 
-    def state(self, space: str, *, upto: int | None = None) -> CoordinationState:
+    def state(
+        self,
+        space: str,
+        *,
+        upto: int | None = None,
+        consistency: Consistency | None = None,
+        after: Receipt | None = None,
+        timeout: float | None = None,
+    ) -> CoordinationState:
         """Return what is true at the head, or was as of entry `upto`; `NotFound` if that is past the head.
 
-        The state never changes; asking again after one more append costs that append. Raises `Corrupt`
-        and `UnknownEvent` with the seq at which the log cannot be folded on.
+        `consistency`, `after` and `timeout` are those of `head`. The state never changes; asking again
+        after one more append costs that append. Raises `Corrupt` and `UnknownEvent` with the seq at which
+        the log cannot be folded on.
         """
-        head = self.head(space)
+        head = self.head(space, consistency=consistency, after=after, timeout=timeout)
         replica = self._replica(space)
         if upto is not None:
             _check_upto(space, upto, head)
@@ -234,8 +354,10 @@ class DecisionLog:
                 return replica.state_upto(upto, head)
         state = replica.at(head)
         if state.seq > head.seq:  # another thread appended meanwhile, or the branch was set back
-            head = self.head(space)
-            if state.seq > head.seq:
+            head = self.head(space, consistency=consistency, after=after, timeout=timeout)
+            store, authority = self._open()
+            lags = isinstance(authority, Serving) and (consistency or self._consistency) == "local"
+            if state.seq > max(head.seq, store.head(space).seq) and not lags:  # etcd's head may be ahead of the branch
                 raise replica.set_back(head)
         return state
 
@@ -305,6 +427,11 @@ class DecisionLog:
 
     def _cache(self, space: str) -> SpaceCache:
         return self._replica(space).cache
+
+
+def _because(future: Future[Receipt]) -> str:
+    trouble = future.trouble if isinstance(future, AppendFuture) else ""
+    return f": {trouble}" if trouble else ""
 
 
 def _check_seq(what: str, seq: object) -> None:

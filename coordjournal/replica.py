@@ -93,7 +93,8 @@ class Replica:
         with self._lock:
             for appended in written:
                 self.cache.entries.add(appended)
-            self.head, self.state = written[-1].head, state
+            if written[-1].seq > self.head.seq:  # else a reader has come here already, or further
+                self.head, self.state = written[-1].head, state
 
     def settle(self) -> None:
         """Write to the cache what is worth it; for the one that holds the space's authority."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import closing
 from typing import NamedTuple
 
 import pygit2
@@ -12,6 +13,10 @@ from coordjournal.errors import Corrupt
 from coordjournal.state import EMPTY, StateDraft
 from coordjournal.store import message, pack, tree
 from coordjournal.store.git import GitStore
+from coordjournal.store.orphans import Orphans
+from coordjournal.store.packfile import PackFile
+from coordjournal.store.repository import Repository
+from coordjournal.store.walk import read_object
 
 _KINDS = {pack.COMMIT: b"commit", pack.TREE: b"tree", pack.BLOB: b"blob"}
 
@@ -26,14 +31,14 @@ class Verified(NamedTuple):
     commit: str
 
 
-def verify_space(store: GitStore, space: str) -> Verified:
-    """Check every object of a space's log from entry 1 on.
+def verify_space(store: GitStore, space: str, head: Head | None = None) -> Verified:
+    """Check every object of a space's log from entry 1 on, up to the branch unless `head` is given.
 
     The id of every commit, tree and file is computed anew; every tree is the one before it and one
     file; seqs have no gap, no key comes twice, terms never fall; commit and file agree; the bytes are
     canonical; the entries fold. Raises `Corrupt` or `UnknownEvent` for the first fault, with its place.
     """
-    head = store.head(space)
+    head = store.head(space) if head is None else head
     walk = _Walk(space)
     for commit in store.commits(head):
         try:
@@ -46,6 +51,42 @@ def verify_space(store: GitStore, space: str) -> Verified:
     if walk.head != head:
         raise Corrupt(f"the walk ends at entry {walk.head.seq}, the branch at {head.seq}", f"space {space}")
     return Verified(space, walk.appends, head.seq, head.seq, head.commit)
+
+
+def verify_packs(repository: Repository) -> None:
+    """Check every byte of every pack and index, whatever is in them. Raises `Corrupt` with the file's name."""
+    for index in pack.ours(repository.packs):
+        try:
+            with closing(PackFile(index)) as opened:
+                opened.check()
+        except FileNotFoundError as error:
+            if index.exists():  # else compaction has just replaced it
+                raise Corrupt(f"{index} has no pack", str(repository.packs)) from error
+        except (ValueError, OSError) as error:
+            raise Corrupt(str(error), str(repository.packs)) from error
+
+
+def verify_branches(store: GitStore) -> None:
+    """See that no space lacks its branch. Raises `Corrupt` for the first that does, with the commit to bring back.
+
+    A log that only one group of appends made may be a first append that was never published: it is no fault.
+    """
+    orphans = Orphans(store.repository)
+    for space in sorted(orphans.begun() - set(store.spaces())):
+        for tip in orphans.on(space, Head()):
+            if len({_made(store, commit) for commit in store.commits(tip)}) > 1:
+                raise Corrupt(
+                    f"the branch of space {space} is gone, whose log reached entry {tip.seq}, commit {tip.commit}",
+                    str(store.repository.path),
+                    f"bring it back: `git update-ref refs/heads/{space} {tip.commit}`",
+                    tip.seq,
+                )
+
+
+def _made(store: GitStore, commit: str) -> bytes:
+    """Return by whom and when a commit was made: the same for all of one group."""
+    raw, _ = store.repository.use(lambda handle: read_object(handle, commit))
+    return raw.partition(b"\ncommitter ")[2].partition(b"\n")[0]
 
 
 class _Walk:
@@ -124,7 +165,7 @@ def _author(entry: Entry) -> bytes:
 
 
 def _read(handle: pygit2.Repository, oid: str, kind: int) -> bytes:
-    found, raw = handle.read(oid)
+    raw, found = read_object(handle, oid)
     if found != kind or tree.object_id(_KINDS[kind], raw).hex() != oid:
         raise Corrupt(f"the object is not the {_KINDS[kind].decode()} that its id says", f"object {oid}")
     return raw

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Final
 
+from coordjournal.authority import Consistency
 from coordjournal.authority.lane import AppendFuture, Lane, Waiting
 from coordjournal.authority.spool import Spool
 from coordjournal.entry import Append, Head, Receipt
@@ -43,8 +44,17 @@ class EmbeddedAuthority:
         self._lanes: dict[str, Lane] = {}
         self._closed = False
 
-    def head(self, space: str) -> Head:
+    grace = 0.0
+
+    def head(
+        self, space: str, seconds: float = 10.0, consistency: Consistency = "linearizable", after: int = 0
+    ) -> Head:
+        del seconds, consistency, after  # the branch is the published head, whatever is asked for
         return self._store.head(space)
+
+    def age(self, space: str) -> float | None:
+        del space  # likewise
+        return 0.0
 
     def submit(self, space: str, append: Append) -> Future[Receipt]:
         with self._lock:

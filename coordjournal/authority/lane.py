@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
@@ -41,12 +41,29 @@ class Waiting(NamedTuple):
     future: AppendFuture
 
 
+class Withdrawing(Protocol):
+    """What can take an append back."""
+
+    @property
+    def trouble(self) -> str:
+        """What keeps appends from being decided, as far as that is known."""
+
+    def withdraw(self, future: AppendFuture) -> bool:
+        """Take an append back, so that nobody will judge it; false if somebody does, or did."""
+
+
 class AppendFuture(Future[Receipt]):
     """A future that can be cancelled as long as nobody, in any process, has taken its append on."""
 
-    def __init__(self, lane: Lane) -> None:
+    def __init__(self, lane: Withdrawing, key: str = "") -> None:
         super().__init__()
+        self.key = key
         self._lane = lane
+
+    @property
+    def trouble(self) -> str:
+        """What keeps the append from being decided, as far as that is known."""
+        return self._lane.trouble
 
     def cancel(self) -> bool:
         if self.cancelled():
@@ -76,6 +93,7 @@ class Lane:
 
     def __init__(self, space: str, store: Store, replica: Callable[[str], Replica], spool: Spool | None) -> None:
         self.published = Pulse()
+        self.trouble = ""
         self._spool = spool
         self._intent = ""  # what lies in the spool, and whose it is; guarded by `_work`
         self._left: list[Waiting] = []
@@ -99,7 +117,7 @@ class Lane:
                     f"{len(self._waiting):,} appends to space {self._space} wait already; try again later"
                 )
             self._waiting.append(waiting)
-            self._waiting_bytes += _rough_bytes(waiting.append)
+            self._waiting_bytes += rough_bytes(waiting.append)
             if self._thread is None:
                 name = f"coordjournal-{self._space}"
                 self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -159,7 +177,7 @@ class Lane:
                     if any(other.append.key == waiting.append.key for other in others):
                         return False
                     self._waiting.remove(waiting)
-                    self._waiting_bytes -= _rough_bytes(waiting.append)
+                    self._waiting_bytes -= rough_bytes(waiting.append)
                     return True
             rest = [waiting for waiting in self._left if waiting.future is not future]
             if len(rest) == len(self._left):
@@ -254,8 +272,8 @@ class Lane:
         with self._work:
             while self._waiting and len(group) < _MAX_GROUP and size < _MAX_GROUP_BYTES:
                 waiting = self._waiting.popleft()
-                self._waiting_bytes -= _rough_bytes(waiting.append)
-                size += _rough_bytes(waiting.append)
+                self._waiting_bytes -= rough_bytes(waiting.append)
+                size += rough_bytes(waiting.append)
                 if take_on:
                     self._running.append(waiting)
                     waiting.future.set_running_or_notify_cancel()
@@ -278,7 +296,7 @@ class Lane:
     def _decide(self, group: list[Waiting], left: dict[str, int]) -> None:
         asked = [waiting.append for waiting in group]
         taken: list[tuple[str, int]] = []
-        for name, appends in self._take_others(sum(map(_rough_bytes, asked))):
+        for name, appends in self._take_others(sum(map(rough_bytes, asked))):
             taken.append((name, len(appends)))
             asked += appends
         outcomes = self._outcomes(asked, left, len(group))
@@ -296,7 +314,7 @@ class Lane:
         try:
             for name, appends in self._spool.take() if size < _MAX_GROUP_BYTES else ():
                 yield name, appends
-                size += sum(map(_rough_bytes, appends))
+                size += sum(map(rough_bytes, appends))
                 if size >= _MAX_GROUP_BYTES:
                     return
         except OSError as error:
@@ -326,8 +344,10 @@ class Lane:
     def _commit(self, asked: list[Append], left: dict[str, int], checked: int) -> list[Outcome]:
         replica = self._replica(self._space)
         base = self._store.head(self._space)
-        group = Group(asked, replica, base, left, checked)
+        group = Group(asked, replica, base, left, range(checked, len(asked)))
         group.judge()
+        if group.repeats:
+            self._store.confirm(self._space)  # a receipt leaves only for what a power cut does not take back
         failure: CoordJournalError | None = None
         if group.ready:
             try:
@@ -347,7 +367,7 @@ def _tell(group: Sequence[Waiting], outcomes: Sequence[Receipt | Exception]) -> 
             waiting.future.set_exception(copy.copy(outcome))  # each its own, since a raise changes it
 
 
-def _rough_bytes(append: Append) -> int:
+def rough_bytes(append: Append) -> int:
     """Return about how much memory an append takes, before it was checked."""
     size = 512 * len(append.events)
     for event in append.events:

@@ -198,7 +198,7 @@ def _decide(ctx: click.Context, event: Event) -> None:
     try:
         receipt = log.append(asked.space, event, key=key, expect=asked.expect, timeout=settings.timeout)
     except (Unavailable, Undecided) as error:  # not closed, which would wait for the same thing once more
-        raise type(error)(f"{error} (the key is {key})") from error
+        raise type(error)(f"{settings.placed(error)} (the key is {key})") from error
     except (KeyboardInterrupt, SystemExit):
         note(f"interrupted: it may have been appended; to make sure, append it again with --key {key}")
         raise

@@ -37,7 +37,7 @@ def demo(ctx: click.Context) -> int:
     It is killed in the middle, the others go on. Then the log, the fold, a name resolved, and the same
     log read with plain git. For people: -o is not heeded.
     """
-    settings = replace(ctx.ensure_object(Settings), output="table")
+    settings = replace(ctx.ensure_object(Settings), output="table", etcd="")  # whatever the environment says
     directory = Path(tempfile.mkdtemp(prefix="coordjournal-demo-"))
     try:
         faults = _play(ctx, settings, directory)

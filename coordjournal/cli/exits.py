@@ -25,6 +25,7 @@ from coordjournal.errors import (
     Undecided,
 )
 
+_NOWHERE: Final = logging.NullHandler()
 _OWN: Final = Path(__file__).parents[1]
 
 OTHER: Final = 1
@@ -113,6 +114,12 @@ def _raised(error: BaseException, verbose: int) -> str:
     return f"raised{where}: {type(error).__name__}: {error}"
 
 
+def _is_told(record: logging.LogRecord) -> bool:
+    """Whether a record is about an error that whoever asked for something gets as well."""
+    args = record.args if isinstance(record.args, tuple) else ()
+    return record.levelno <= logging.WARNING and any(isinstance(arg, OperatorNeeded) for arg in args)
+
+
 class _Words(logging.Handler):
     """The library's log on stderr: warnings, with -v what goes on, with -vv everything."""
 
@@ -122,6 +129,8 @@ class _Words(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         verbose = self._settings.verbose
+        if not (verbose or self._settings.serves) and _is_told(record):
+            return
         if record.levelno < (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]:
             return
         text = record.getMessage()
@@ -144,4 +153,5 @@ def library_log(settings: Settings) -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
+        logger.addHandler(_NOWHERE)  # what a thread says while the program ends is not for logging's last resort
         logger.setLevel(level)

@@ -10,7 +10,7 @@ import click
 from coordjournal.cli.changes import changes_between, print_changes, shown_group
 from coordjournal.cli.options import SEQ, Command, Settings, complete_space
 from coordjournal.cli.output import Output
-from coordjournal.cli.read import note_if_empty, print_body
+from coordjournal.cli.read import note_if_empty, note_if_local, print_body
 from coordjournal.cli.text import count, plain
 from coordjournal.entry import Entry
 from coordjournal.events import check_name
@@ -29,6 +29,7 @@ def state(settings: Settings, space: str, upto: int | None) -> None:
     with settings.open_log() as log:
         known = log.state(space, upto=upto)
         commit = _commit(log, space, known.seq)
+        note_if_local(settings, log, space)
         if upto is None:
             note_if_empty(space, known.seq)
     if settings.out.is_table:
@@ -100,6 +101,7 @@ def resolve(settings: Settings, space: str, name: str, upto: int | None) -> None
     check_name(name, "name")
     with settings.open_log() as log:
         known = log.state(space, upto=upto)
+        note_if_local(settings, log, space)
     if upto is None:
         note_if_empty(space, known.seq)
     found = known.resolve(name)
@@ -140,6 +142,7 @@ def diff(settings: Settings, space: str, a: int, b: int) -> None:
 
     with settings.open_log() as log:
         note_if_empty(space, log.head(space).seq)
+        note_if_local(settings, log, space)
         older = log.state(space, upto=low)
         newer = fold(noting(log.events(space, after=low, upto=high)), older)
     changes = changes_between(*((older, newer) if a <= b else (newer, older)), touched)

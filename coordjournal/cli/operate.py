@@ -1,4 +1,4 @@
-"""`init`, `verify`, `compact`, `adopt`, `doctor`: what an operator does with a repository."""
+"""`init`, `verify`, `compact`, `adopt`, `recover`, `doctor`: what an operator does with a repository."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from coordjournal.cli.exits import OPERATOR
 from coordjournal.cli.options import Command, Settings, complete_space
 from coordjournal.cli.output import Column, note
 from coordjournal.cli.text import count, plain
+from coordjournal.store import EMBEDDED, ETCD
 
 if TYPE_CHECKING:
-    from coordjournal.maintenance import Finding
+    from coordjournal.doctor import Finding
 
 _VERIFIED_COLUMNS: Final = (
     Column[Any]("SPACE", lambda space: space.space, "cyan"),
@@ -34,8 +35,10 @@ def init(settings: Settings) -> None:
     """Make the repository; one that is there stays as it is."""
     from coordjournal import maintenance
 
-    owner = maintenance.init(settings.repo)
+    owner = maintenance.init(settings.repo, settings.authority)
     found = {"repo": str(settings.repo.absolute()), "authority": owner.authority, "journal": owner.journal}
+    if owner.place:
+        found["prefix"] = owner.place
     if settings.out.is_table:
         settings.out.pairs(found.items())
     else:
@@ -79,17 +82,20 @@ def compact(settings: Settings) -> None:
 
 
 @click.command(cls=Command)
+@click.option("--to", type=click.Choice((EMBEDDED, ETCD)), help="Which authority.  [default: etcd if one is named]")
+@click.option("--etcd-is-gone", is_flag=True, help="Leave an etcd that will never be seen again.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @click.pass_obj
-def adopt(settings: Settings, dry_run: bool) -> None:
-    """Make a mirror clone a journal of its own.
+def adopt(settings: Settings, to: str | None, etcd_is_gone: bool, dry_run: bool) -> None:
+    """Change through which authority a repository is appended to.
 
-    The way back from a backup. Only when nobody appends to the original any more: two journals with one
-    past cannot be joined.
+    A mirror clone becomes a journal of its own, the way back from a backup: only when nobody appends to
+    the original any more, since two journals with one past cannot be joined. An embedded journal goes to
+    the etcd that is named, or comes back from it with --to embedded.
     """
-    from coordjournal import maintenance
+    from coordjournal import adoption
 
-    found = maintenance.adopt(settings.repo, dry_run=dry_run)
+    found = adoption.adopt(settings.repo, settings.authority, to=to, etcd_is_gone=etcd_is_gone, dry_run=dry_run)
     out = settings.out
     if not out.is_table:
         out.document({**_fields(found), "dry_run": dry_run})
@@ -98,9 +104,49 @@ def adopt(settings: Settings, dry_run: bool) -> None:
         out.line(plain(step))
     out.flush()
     if not found.changed:
-        note("it is a journal of its own already; nothing was changed")
+        note("it is so already; nothing was changed")
     elif dry_run:
         note("nothing was changed: this is what would be done")
+
+
+@click.command(cls=Command)
+@click.argument("space", required=False, shell_complete=complete_space)
+@click.option("--to", metavar="COMMIT", help="Which commit is to be the head of SPACE, where there is a choice.")
+@click.option("--accept-loss", is_flag=True, help="Go on though published entries are lost for good.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.pass_obj
+def recover(settings: Settings, space: str | None, to: str | None, accept_loss: bool, dry_run: bool) -> int:
+    """Publish the head again where etcd, or the repository, lost it.
+
+    Of SPACE, or of all spaces. Look at what --dry-run says first: after this nobody can go back. The exit
+    code is 6 if something is still wrong.
+    """
+    from coordjournal import recovery
+
+    if to is not None and space is None:
+        raise click.UsageError("--to is about one space; name it")
+    found = recovery.recover(settings.repo, settings.authority, space, to=to, accept_loss=accept_loss, dry_run=dry_run)
+    out = settings.out
+    code = OPERATOR if found.wrong else 0
+    if not out.is_table:
+        out.document({**_fields(found), "dry_run": dry_run})
+        return code
+    for step in found.steps:
+        out.line(plain(step))
+    out.flush()
+    for text in found.notes:
+        note(text)
+    for text in found.wrong:
+        note(text, label="wrong:")
+    if not found.changed:
+        note("nothing was changed" if found.wrong else "there is nothing to recover; nothing was changed")
+    elif dry_run:
+        note("nothing was changed: this is what would be done" + _with_loss(found.loses))
+    return code
+
+
+def _with_loss(loses: bool) -> str:
+    return ", with --accept-loss, since published entries go" if loses else ""
 
 
 @click.command(cls=Command)
@@ -110,9 +156,9 @@ def doctor(settings: Settings) -> int:
 
     With what to do about it. The exit code is 6 if anything is wrong.
     """
-    from coordjournal import maintenance
+    from coordjournal.doctor import doctor
 
-    findings = maintenance.doctor(settings.repo_or_none)
+    findings = doctor(settings.repo_or_none, settings.authority)
     out = settings.out
     if out.is_table:
         widest = max(len(finding.name) for finding in findings)

@@ -9,21 +9,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, get_args
 
 import click
 from click.shell_completion import CompletionItem
 
 import coordjournal
+from coordjournal.authority import Consistency
+from coordjournal.authority.settings import DEFAULT_PREFIX, DEFAULT_TTL
+from coordjournal.authority.settings import Settings as AuthoritySettings
+from coordjournal.authority.wire import Role
 from coordjournal.cli.output import Mode, Output
 from coordjournal.entry import MAX_SEQ
-from coordjournal.errors import CoordJournalError
+from coordjournal.errors import CoordJournalError, InvalidEvent, Unavailable, Undecided
+from coordjournal.etcd.endpoints import Tls
+from coordjournal.etcd.session import MIN_TTL_SECONDS
 from coordjournal.log import DEFAULT_TIMEOUT
 
 if TYPE_CHECKING:
     from coordjournal.log import DecisionLog
 
+E = TypeVar("E", bound=CoordJournalError)
+
 _MAX_SECONDS: Final = 1_000_000.0
+_MAX_PASSWORD_BYTES: Final = 1 << 16
 _MODES: Final[tuple[Mode, ...]] = ("table", "json", "jsonl")
 
 
@@ -35,8 +44,21 @@ class Settings:
     output: Mode = "table"
     actor: str | None = None
     timeout: float = DEFAULT_TIMEOUT
+    etcd: str | None = None
+    etcd_cacert: str | None = None
+    etcd_cert: str | None = None
+    etcd_key: str | None = None
+    etcd_user: str | None = None
+    etcd_password_file: str | None = None
+    prefix: str | None = None
+    ttl: int | None = None
+    role: Role | None = None
+    consistency: Consistency | None = None
+    cache_dir: str | None = None
     no_color: bool = False
     verbose: int = 0
+    serves: bool = False
+    """Whether this process works for others, who are told what is wrong; so its own operator has to be told too."""
 
     @cached_property
     def out(self) -> Output:
@@ -67,10 +89,92 @@ class Settings:
             raise click.UsageError("which repository? name it with --repo PATH or in COORDJOURNAL_REPO")
         return path
 
-    def open_log(self) -> DecisionLog:
-        """Return the log of the repository, not opened yet."""
-        actor = self.actor or os.environ.get("COORDJOURNAL_ACTOR") or None
-        return coordjournal.DecisionLog.open(self.repo, actor=actor)
+    def open_log(self, role: Role | None = None) -> DecisionLog:
+        """Return the log of the repository, not opened yet; in this role, whatever the options say."""
+        etcd = self.authority
+        return coordjournal.DecisionLog.open(
+            self.repo,
+            actor=self.actor or os.environ.get("COORDJOURNAL_ACTOR") or None,
+            cache_dir=self._given("cache_dir"),
+            consistency=self.chosen_consistency,
+            read_timeout=self.timeout,
+            **etcd._replace(role=role or etcd.role)._asdict(),
+        )
+
+    @property
+    def authority(self) -> AuthoritySettings:
+        """How etcd is reached, if it is; a usage error for what is not of its form."""
+        files = {name: self._file(f"etcd_{name}") for name in ("cacert", "cert", "key")}
+        tls = Tls(files["cacert"], files["cert"], files["key"]) if any(files.values()) else None
+        found = AuthoritySettings(
+            self._given("etcd") or "",
+            tls,
+            self._given("etcd_user") or "",
+            self._password(),
+            self._given("prefix") or DEFAULT_PREFIX,
+            _whole("COORDJOURNAL_TTL", self._given("ttl"), DEFAULT_TTL),
+            cast(Role, self._given("role") or "auto"),
+        )
+        for what, text in (("the etcd user", found.username), ("etcd's password", found.password)):
+            if not _is_text(text):
+                raise click.UsageError(f"{what} is not UTF-8")
+        try:
+            found.check()
+        except InvalidEvent as error:
+            raise click.UsageError(str(error)) from error
+        return found
+
+    def _file(self, name: str) -> str | None:
+        """Return the file that an option names, which can be read."""
+        path = self._given(name)
+        if path is not None:
+            try:
+                with open(path, "rb") as file:  # noqa: PTH123  # a hostile name is told as what is wrong with it
+                    file.read(1)
+            except (OSError, ValueError) as error:
+                reason = error.strerror if isinstance(error, OSError) else error
+                raise click.UsageError(f"--{name.replace('_', '-')}: {path!r} cannot be read: {reason}") from error
+        return path
+
+    def placed(self, error: E) -> E:
+        """Return an error that leaves open which etcd did not answer, or that had no time to, with its endpoints."""
+        endpoints = self._given("etcd") or ""
+        if isinstance(error, (Unavailable, Undecided)) and endpoints and endpoints not in str(error):
+            return type(error)(f"{error} (etcd at {endpoints})")
+        return error
+
+    @property
+    def chosen_consistency(self) -> Consistency:
+        """What reads hold."""
+        chosen = self._given("consistency") or "linearizable"
+        if chosen not in get_args(Consistency):
+            raise click.UsageError(f"consistency: one of {', '.join(get_args(Consistency))}, not {chosen!r}")
+        return cast(Consistency, chosen)
+
+    def _given(self, name: str) -> str | None:
+        """Return what an option says, or its variable of the environment."""
+        value = getattr(self, name)
+        return str(value) if value is not None else os.environ.get(f"COORDJOURNAL_{name.upper()}") or None
+
+    def _password(self) -> str:
+        """Return etcd's password: never an argument, which every process of the host could read."""
+        path = self._given("etcd_password_file")
+        if path is None:
+            return os.environ.get("COORDJOURNAL_ETCD_PASSWORD", "")
+        try:
+            with open(path, "rb") as file:  # noqa: PTH123  # a hostile name is told as what is wrong with it
+                return file.read(_MAX_PASSWORD_BYTES).decode().rstrip("\r\n")
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise click.UsageError(f"--etcd-password-file: {path!r} cannot be read: {reason}") from error
+
+
+def _whole(what: str, text: str | None, default: int) -> int:
+    if text is None:
+        return default
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise click.UsageError(f"{what}: a whole number of seconds, not {text!r}")
+    return int(text)
 
 
 def _is_text(text: str) -> bool:
@@ -162,7 +266,84 @@ GLOBAL_OPTIONS: Final = (
         metavar="SECONDS",
         callback=_settle,
         expose_value=False,
-        help=f"How long an append may take.  [default: {DEFAULT_TIMEOUT:g}]",
+        help=f"How long an append, or a question to etcd, may take.  [default: {DEFAULT_TIMEOUT:g}]",
+    ),
+    click.Option(
+        ["--etcd"],
+        metavar="HOST:PORT,…",
+        type=not_empty,
+        callback=_settle,
+        expose_value=False,
+        help="Let this etcd elect who appends.  [env: COORDJOURNAL_ETCD]",
+    ),
+    *(
+        click.Option(
+            [f"--etcd-{name}"],
+            metavar="FILE",
+            type=not_empty,
+            callback=_settle,
+            expose_value=False,
+            help=f"{what}  [env: COORDJOURNAL_ETCD_{name.upper()}]",
+        )
+        for name, what in (
+            ("cacert", "The authority that signed etcd's certificate."),
+            ("cert", "This client's certificate."),
+            ("key", "Its key."),
+        )
+    ),
+    click.Option(
+        ["--etcd-user"],
+        metavar="NAME",
+        type=not_empty,
+        callback=_settle,
+        expose_value=False,
+        help="Who to be to etcd; the password is in COORDJOURNAL_ETCD_PASSWORD.  [env: COORDJOURNAL_ETCD_USER]",
+    ),
+    click.Option(
+        ["--etcd-password-file"],
+        metavar="FILE",
+        type=not_empty,
+        callback=_settle,
+        expose_value=False,
+        help="Or in this file.  [env: COORDJOURNAL_ETCD_PASSWORD_FILE]",
+    ),
+    click.Option(
+        ["--prefix"],
+        metavar="PREFIX",
+        type=not_empty,
+        callback=_settle,
+        expose_value=False,
+        help=f"Where the keys are in etcd.  [env: COORDJOURNAL_PREFIX; default: {DEFAULT_PREFIX}]",
+    ),
+    click.Option(
+        ["--ttl"],
+        metavar="SECONDS",
+        type=Number(MIN_TTL_SECONDS, 3600),
+        callback=_settle,
+        expose_value=False,
+        help=f"How long a dead process keeps what it holds.  [env: COORDJOURNAL_TTL; default: {DEFAULT_TTL}]",
+    ),
+    click.Option(
+        ["--role"],
+        type=click.Choice(get_args(Role)),
+        callback=_settle,
+        expose_value=False,
+        help="Whether this process may hold spaces.  [env: COORDJOURNAL_ROLE; default: auto]",
+    ),
+    click.Option(
+        ["--consistency"],
+        type=click.Choice(get_args(Consistency)),
+        callback=_settle,
+        expose_value=False,
+        help="What a read holds at least.  [env: COORDJOURNAL_CONSISTENCY; default: linearizable]",
+    ),
+    click.Option(
+        ["--cache-dir"],
+        metavar="PATH",
+        type=not_empty,
+        callback=_settle,
+        expose_value=False,
+        help="Where what is derived is kept, on this host's own disk.  [env: COORDJOURNAL_CACHE_DIR]",
     ),
     click.Option(
         ["--no-color"],

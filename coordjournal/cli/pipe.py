@@ -184,7 +184,7 @@ def _print(settings: Settings, line: _UnderWay) -> int:
         settings.out.document(_outcome(line, settings.timeout))
     except CoordJournalError as error:
         code = exit_code(error)
-        settings.out.document({"key": encodable(line.key), "error": error_document(error)})
+        settings.out.document({"key": encodable(line.key), "error": error_document(settings.placed(error))})
     settings.out.flush()
     return code
 

@@ -14,7 +14,7 @@ from typing import Final, NoReturn
 import click
 from click.shell_completion import shell_complete
 
-from coordjournal.cli import append, completion, demo, fold, operate, pipe, read, transfer
+from coordjournal.cli import append, cluster, completion, demo, fold, operate, pipe, read, transfer
 from coordjournal.cli.exits import INTERRUPTED, OTHER, PIPE_CLOSED, TERMINATED, exit_code, library_log, tell
 from coordjournal.cli.options import Group, Settings, wanted_output
 from coordjournal.cli.output import StdoutLost, forget_stdout, note
@@ -42,6 +42,11 @@ for _command in (
     operate.verify,
     operate.compact,
     operate.adopt,
+    operate.recover,
+    cluster.node,
+    cluster.status,
+    cluster.holders,
+    cluster.handoff,
     operate.doctor,
     demo.demo,
     completion.completion,
@@ -52,6 +57,7 @@ for _command in (
 def run(words: Sequence[str]) -> int:
     """Run the command line on `words` and return the exit code."""
     settings = Settings()
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines on stderr are not for our users
     try:
         with library_log(settings), _interruptible():
             try:

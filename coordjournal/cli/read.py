@@ -40,6 +40,18 @@ def note_if_empty(space: str, seq: int) -> None:
         note(f"nothing has been decided in {space!r} yet")
 
 
+def note_if_local(settings: Settings, log: DecisionLog, space: str) -> None:
+    """Say as of when it is what was read without asking etcd, though etcd has the last word."""
+    if settings.chosen_consistency != "local" or not settings.authority.etcd:
+        return
+    head = log.head(space)
+    last = next(log.events(space, after=head.seq - 1, upto=head.seq), None) if head.seq else None
+    age = log.age(space)
+    appended = f", appended {when(last.at)}" if last is not None else ""
+    confirmed = "not confirmed by etcd" if age is None else f"confirmed by etcd {age:.0f} s ago"
+    note(f"local: {space} as of entry {head.seq}{appended}; {confirmed}")
+
+
 @click.command(cls=Command)
 @click.pass_obj
 def spaces(settings: Settings) -> None:
@@ -49,6 +61,7 @@ def spaces(settings: Settings) -> None:
         for space in log.spaces():
             head = log.head(space)
             (last,) = log.events(space, after=head.seq - 1, upto=head.seq)
+            note_if_local(settings, log, space)
             yield {"space": space, "seq": head.seq, "commit": head.commit, "term": head.term, "at": last.at}
 
     with settings.open_log() as log:
@@ -94,6 +107,7 @@ def log(
     with settings.open_log() as journal:
         head = journal.head(space)
         note_if_empty(space, head.seq)
+        note_if_local(settings, journal, space)
         end = head.seq if upto is None or (follow and upto > head.seq) else upto
         past = _past(journal, space, after, end, last, matches)
         if not follow:
@@ -144,6 +158,7 @@ def show(settings: Settings, space: str, seq: int) -> None:
     """Show entry SEQ, its commit, and what it changed."""
     with settings.open_log() as log:
         head = log.head(space)
+        note_if_local(settings, log, space)
         if seq > head.seq:
             raise NotFound(f"space {space} has no entry {seq}; its head is {head.seq}")
         (entry,) = log.events(space, after=seq - 1, upto=seq)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import signal
 import subprocess
@@ -52,7 +53,10 @@ class Worker:
         self._opened = opened
         self._opening_left = threading.Semaphore(0)
         command = [sys.executable, "-m", "coordjournal", "pipe", SPACE, "--repo", str(repo), "--actor", actor.address]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603  # this program itself
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("COORDJOURNAL_")}
+        self.process = subprocess.Popen(  # noqa: S603  # this program itself
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+        )
 
     def start(self) -> None:
         """Begin to decide."""

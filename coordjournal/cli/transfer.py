@@ -14,7 +14,7 @@ import click
 from coordjournal.cli.append import read_stdin
 from coordjournal.cli.options import Command, Group, Settings, complete_space
 from coordjournal.cli.output import Output, StdoutLost, note
-from coordjournal.cli.read import note_if_empty
+from coordjournal.cli.read import note_if_empty, note_if_local
 from coordjournal.cli.rejects import Rejects
 from coordjournal.cli.text import count
 from coordjournal.entry import check_space
@@ -108,6 +108,7 @@ def export(settings: Settings, space: str) -> None:
 
     with settings.open_log() as log:
         note_if_empty(space, log.head(space).seq)
+        note_if_local(settings, log, space)
         for line in export_jsonl(log, space):
             settings.out.write(line)
 

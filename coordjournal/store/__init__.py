@@ -12,6 +12,10 @@ EMBEDDED: Final = "embedded"
 """The authority without a server, as a repository's config names it: its lock is the host's own."""
 
 
+ETCD: Final = "etcd"
+"""The authority that etcd elects, as a repository's config names it."""
+
+
 class HeadMoved(Exception):
     """The branch is not where it was read: another append, or plain git, moved it. Read again."""
 
@@ -36,11 +40,13 @@ class Store(Protocol):
     the place. Safe in many threads.
     """
 
-    def claim(self, authority: str) -> None:
-        """Make sure that appends may go through `authority`; make the repository if there is none.
+    def claim(self, authority: str, journal: str = "", place: str = "") -> str:
+        """Make sure that appends may go through `authority`, and return the journal's id.
 
-        Raises `WrongAuthority` if they go through another one, `ForeignRepository` if the repository
-        is no journal's own, as a mirror clone is not.
+        Makes the repository if there is none. `journal` is the id that the authority knows, empty if it
+        knows none yet; `place` is where it keeps what it knows. Raises `WrongAuthority` if appends go
+        through another one, `ForeignRepository` if the repository is another journal's, or none's own,
+        as a mirror clone is not.
         """
 
     def exclusive(self, space: str, *, wait: bool = True) -> AbstractContextManager[bool]:
@@ -58,6 +64,16 @@ class Store(Protocol):
         Raises `Diverged`, at the call, if `base` is given and is not the commit of entry `after`.
         """
 
+    @property
+    def patience(self) -> float:
+        """For how many seconds another host's appends may be hidden from this one."""
+
+    def has(self, space: str, head: Head) -> bool:
+        """Whether the append that made `head` is in sight."""
+
+    def identity(self, space: str, head: Head) -> str:
+        """Return the random id that the space was given by its first append."""
+
     def load(self, space: str, commit: str) -> Appended:
         """Return the one append that `commit` is."""
 
@@ -72,6 +88,12 @@ class Store(Protocol):
 
         Raises `HeadMoved` if it is not at `old`, `Unavailable` if it certainly stayed there,
         `Undecided` if that is not known.
+        """
+
+    def confirm(self, space: str) -> None:
+        """Make the branch durable where it is: whoever moved it may have died before it was.
+
+        Raises `Undecided` if the disk does not confirm it.
         """
 
     def close(self) -> None:

@@ -19,7 +19,13 @@ _NETWORK: Final = frozenset(
         *("webdav", "fuse.ceph", "fuse.cephfs", "fuse.glusterfs", "fuse.rclone", "fuse.s3fs", "fuse.sshfs"),
     )
 )
-
+# Of these, and of others unknown to us by name, those on which link, rename or fsync promise too little.
+_UNFIT: Final = frozenset(
+    (
+        *("9p", "afpfs", "cifs", "ncpfs", "smb", "smb2", "smb3", "smbfs", "vboxsf", "webdav"),
+        *("fuse.rclone", "fuse.s3fs", "fuse.sshfs", "vfat", "exfat"),
+    )
+)
 
 _held: set[int] = set()  # descriptors of locks that this process holds
 _no_fork = threading.Lock()  # while a descriptor is open and not in `_held`, or the other way round
@@ -136,6 +142,11 @@ os.register_at_fork(before=_no_fork.acquire, after_in_parent=_no_fork.release, a
 def is_network(kind: str) -> bool:
     """Whether `kind`, as `file_system` names it, is a network file system."""
     return kind in _NETWORK
+
+
+def is_sharable(kind: str) -> bool:
+    """Whether hosts that etcd keeps apart may share a repository on the file system `kind`."""
+    return kind not in _UNFIT
 
 
 def file_system(path: Path) -> str:

@@ -26,11 +26,12 @@ from coordjournal.errors import (
     NotFound,
     OperatorNeeded,
     Unavailable,
+    Undecided,
     UnknownFormat,
     WrongAuthority,
 )
 from coordjournal.store import EMBEDDED, Diverged, HeadMoved, Ready, compaction, message, pack, refs, tree
-from coordjournal.store.files import file_system, is_network, locked
+from coordjournal.store.files import file_system, is_network, is_sharable, locked, sync_directory
 from coordjournal.store.packfile import prefix_delta
 from coordjournal.store.repository import Owner, Repository
 from coordjournal.store.walk import Trail, about_of, blobs, last_blob, read_object, target_of, tree_reader, walk_back
@@ -43,6 +44,7 @@ _LOOSE = re.compile(rb"[0-9a-f]{40}\n")
 _CHUNK: Final = 512  # appends read at a time
 _LOOK_EVERY: Final = 32  # groups between two looks at the number of packs
 _SPINES: Final = 64
+_HIDDEN_SECONDS: Final = 60.0  # the Linux NFS client caches a directory for so long (nfs(5), acdirmax)
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +62,7 @@ class GitStore:
     """A `Store` in a bare git repository at `path`.
 
     `node` names this host in commits, `clock` gives their committer date, `random` their identities.
+    `writer` tells apart those whom no lock keeps apart: processes under etcd's authority.
     """
 
     def __init__(
@@ -69,34 +72,37 @@ class GitStore:
         node: str,
         clock: Callable[[], datetime],
         random: Callable[[int], bytes],
+        writer: str = "",
     ) -> None:
         self.repository = Repository(path)
+        self._writer = writer
         self._branches = str(path / "refs" / "heads")
         self._node = message.clean_node(node)
         self._clock = clock
         self._random = random
         self._lock = threading.Lock()
         self._heads: dict[str, Head] = {}
-        self._about: dict[str, SpaceAbout] = {}
+        self._checked: set[str] = set()  # spaces whose space.json is this format's and names them
         self._spines: dict[str, tuple[str, tree.Spine]] = {}
         self._journal = ""  # the one that was claimed
         self._groups = 0
         self._compactor: threading.Thread | None = None
 
-    def claim(self, authority: str) -> None:
+    def claim(self, authority: str, journal: str = "", place: str = "") -> str:
         path = str(self.repository.path)
-        if authority == EMBEDDED and is_network(kind := self._file_system):
-            raise WrongAuthority(
-                f"the repository is on a network file system ({kind}), whose locks do not keep hosts apart",
-                path,
-                "move it to a disk of this host",
-            )
+        self._check_file_system(authority, path)
         try:
             owner = self.repository.owner()
         except NotFound:
             if self._journal:
                 raise NotFound(f"the repository at {path} was there and is gone; bring it back") from None
-            self.repository.create(Owner(authority, self._random(16).hex()))
+            if journal:
+                raise ForeignRepository(
+                    f"there is no repository here, and {place} knows journal {journal}",
+                    path,
+                    "name the repository of that journal; or bring it back from a clone and run `coordjournal recover`",
+                ) from None
+            self.repository.create(Owner(authority, self._random(16).hex(), place))
             owner = self.repository.owner()
         if owner is None:
             raise ForeignRepository(
@@ -108,15 +114,38 @@ class GitStore:
             raise WrongAuthority(
                 f"appends go through the authority {owner.authority!r} here, not through {authority!r}",
                 path,
-                f"open it with the {owner.authority!r} authority",
+                f"open it with the {owner.authority!r} authority, or run `coordjournal adopt` to change that",
             )
-        if self._journal not in ("", owner.journal):
+        if owner.place != place:
             raise ForeignRepository(
-                f"journal {owner.journal} lies here now, it was {self._journal}",
+                f"appends go through etcd under the prefix {owner.place} here, not under {place}",
                 path,
-                "bring the right one back, or start this process anew",
+                f"use --prefix {owner.place}",
             )
+        for known in (self._journal, journal):
+            if known not in ("", owner.journal):
+                raise ForeignRepository(
+                    f"journal {owner.journal} lies here, and {known} is expected",
+                    path,
+                    "bring the right one back, or name the right etcd and prefix, and start this process anew",
+                )
         self._journal = owner.journal
+        return owner.journal
+
+    def _check_file_system(self, authority: str, path: str) -> None:
+        kind = self._file_system
+        if authority == EMBEDDED and is_network(kind):
+            raise WrongAuthority(
+                f"the repository is on a network file system ({kind}), whose locks do not keep hosts apart",
+                path,
+                "move it to a disk of this host, or let etcd elect who appends (--etcd)",
+            )
+        if authority != EMBEDDED and not is_sharable(kind):
+            raise WrongAuthority(
+                f"the repository is on a file system ({kind}) on which names and syncs promise too little",
+                path,
+                "move it to one that docs/deployment.md names",
+            )
 
     @cached_property
     def _file_system(self) -> str:
@@ -194,8 +223,11 @@ class GitStore:
             raise Corrupt(f"the branch of space {space} is damaged: {error}", str(self.repository.path)) from error
 
     def _check_about(self, space: str, root: str) -> None:
-        if space in self._about:
-            return
+        if space not in self._checked:
+            self._read_about(space, root)
+            self._checked.add(space)
+
+    def _read_about(self, space: str, root: str) -> SpaceAbout:
         raw = self.repository.use(lambda handle: about_of(handle, bytes.fromhex(root)))
         try:
             about = msgspec.json.decode(raw, type=SpaceAbout)
@@ -209,7 +241,7 @@ class GitStore:
             )
         if about.name != space:
             raise Corrupt(f"the branch {space} holds the log of space {about.name}", str(self.repository.path))
-        self._about[space] = about
+        return about
 
     def _info(self, commit: str) -> message.CommitInfo:
         raw, kind = self.repository.use(lambda handle: read_object(handle, commit))
@@ -254,6 +286,18 @@ class GitStore:
         """Yield the commits of a log from its first append to `head`."""
         trail = self.repository.use(lambda handle: walk_back(handle, head, 0))
         return (trail.commits[at : at + 20].hex() for at in range(len(trail.commits) - 20, -1, -20))
+
+    @property
+    def patience(self) -> float:
+        return _HIDDEN_SECONDS if is_network(self._file_system) else 0.0
+
+    def has(self, space: str, head: Head) -> bool:  # noqa: ARG002  # git's commits are known by id alone
+        return self.repository.use(lambda handle: head.commit in handle)
+
+    def identity(self, space: str, head: Head) -> str:
+        return self._read_about(
+            space, self._info(head.commit).tree
+        ).id  # a first append that is not published has one too
 
     def load(self, space: str, commit: str) -> Appended:  # noqa: ARG002  # likewise
         info = self._info(commit)
@@ -315,9 +359,9 @@ class GitStore:
 
     def advance(self, space: str, old: Head, new: Head) -> None:
         ref = self.repository.path / "refs" / "heads" / space
-        draft = self.repository.drafts() / f"ref-{space}"
+        draft = self.repository.drafts() / f"ref-{space}{self._writer}"
         try:
-            refs.swap(ref, draft, lambda: self._branch(space), old.commit, new.commit)
+            refs.swap(ref, draft, lambda: self._branch(space), old.commit, new.commit, patient=not self._writer)
         except HeadMoved:
             with self._lock:
                 self._spines.pop(space, None)
@@ -326,6 +370,12 @@ class GitStore:
         if self._groups % _LOOK_EVERY == 0:  # the first one too: many processes append once and end
             self._compact_if_due()
         self._groups += 1
+
+    def confirm(self, space: str) -> None:
+        try:
+            sync_directory(Path(self._branches))
+        except OSError as error:
+            raise Undecided(f"the disk does not confirm where the branch {space} is: {error}") from error
 
     def _compact_if_due(self) -> None:
         if self._compactor is not None and self._compactor.is_alive():

@@ -22,8 +22,9 @@ class MemoryStore:
         self._commits: dict[tuple[str, str], Appended] = {}
         self._heads: dict[str, Head] = {}
 
-    def claim(self, authority: str) -> None:
-        pass  # memory belongs to this process alone
+    def claim(self, authority: str, journal: str = "", place: str = "") -> str:
+        del authority, place
+        return journal or "memory"  # memory belongs to this process alone
 
     @contextmanager
     def exclusive(self, space: str, *, wait: bool = True) -> Iterator[bool]:
@@ -55,6 +56,20 @@ class MemoryStore:
             raise Diverged
         return reversed(trail)
 
+    @property
+    def patience(self) -> float:
+        return 0.0
+
+    def has(self, space: str, head: Head) -> bool:
+        with self._lock:
+            return (space, head.commit) in self._commits
+
+    def identity(self, space: str, head: Head) -> str:
+        first = self.load(space, head.commit)
+        while first.parent:
+            first = self.load(space, first.parent)
+        return first.commit[:32]
+
     def load(self, space: str, commit: str) -> Appended:
         try:
             with self._lock:
@@ -79,6 +94,9 @@ class MemoryStore:
             if self._heads.get(space, Head()) != old:
                 raise HeadMoved
             self._heads[space] = new
+
+    def confirm(self, space: str) -> None:
+        pass  # memory outlives nothing
 
     def close(self) -> None:
         pass  # there are no files to let go of

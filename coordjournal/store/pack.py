@@ -11,6 +11,7 @@ import os
 import re
 import struct
 import zlib
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -118,8 +119,9 @@ def install(objects: list[PackObject], packs: Path, drafts: Path) -> None:
         write_all_synced({pack_draft: pack, index_draft: index}, 0o444)
         move_in(pack_draft, index_draft, packs, name)
     except OSError:
-        pack_draft.unlink(missing_ok=True)
-        index_draft.unlink(missing_ok=True)
+        with suppress(OSError):  # the first error is the one to tell; compaction sweeps what is left
+            pack_draft.unlink(missing_ok=True)
+            index_draft.unlink(missing_ok=True)
         raise
 
 

@@ -64,12 +64,17 @@ class PackFile:
         """Return (id, crc, offset) of every object, as if the pack lay `shift` bytes further on."""
         return zip(self.oids, self._crcs, [start + shift for start in self._starts], strict=True)
 
+    def check(self) -> None:
+        """Read the whole pack. `ValueError` if it is damaged, or is not the one that its index is of."""
+        with memoryview(self._data) as whole, whole[:-_TRAILER_BYTES] as body:
+            digest = hashlib.sha1(body, usedforsecurity=False).digest()
+        if not digest == self._data[-_TRAILER_BYTES:] == self._checksum:
+            raise ValueError(f"the pack of {self.index} does not bear its checksum")
+
     def body(self) -> bytes:
         """Return all entries as they lie there, one after the other. `ValueError` if the pack is damaged."""
-        body = self._data[:-_TRAILER_BYTES]
-        if not hashlib.sha1(body, usedforsecurity=False).digest() == self._data[-_TRAILER_BYTES:] == self._checksum:
-            raise ValueError(f"the pack of {self.index} does not bear its checksum")
-        return body[_HEADER_BYTES:]
+        self.check()
+        return self._data[_HEADER_BYTES:-_TRAILER_BYTES]
 
     def close(self) -> None:
         """Let go of the file."""

@@ -15,11 +15,12 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from coordjournal.errors import Unavailable, Undecided
-from coordjournal.retry import REF_LOCK, RefLocked
+from coordjournal.retry import REF_LOCK, REF_LOCK_BRIEFLY, RefLocked
 from coordjournal.store import HeadMoved
 from coordjournal.store.files import sync_directory, write_synced
 
@@ -28,20 +29,21 @@ _DEAD_LOCK_SECONDS: Final = 60.0
 logger = logging.getLogger(__name__)
 
 
-def swap(ref: Path, draft: Path, read: Callable[[], str], old: str, new: str) -> None:
+def swap(ref: Path, draft: Path, read: Callable[[], str], old: str, new: str, *, patient: bool = True) -> None:
     """Move `ref` from commit `old` (empty: it must not exist) to `new`; under the space's lock.
 
     `read` returns the ref's value wherever git keeps it, `draft` is a path of this space alone.
-    Raises `HeadMoved`, `Unavailable` (certainly not moved), `Undecided` (not known).
+    A lock of another git process is waited for, if not `patient` only for a moment. Raises `HeadMoved`,
+    `Unavailable` (certainly not moved), `Undecided` (not known).
     """
     lock = ref.with_name(f"{ref.name}.lock")
     try:
         _clear_own(lock, draft)
         draft.unlink(missing_ok=True)
         write_synced(draft, f"{new}\n".encode())
-        REF_LOCK(_link, draft, lock)
+        (REF_LOCK if patient else REF_LOCK_BRIEFLY)(_link, draft, lock)
     except RefLocked:
-        draft.unlink(missing_ok=True)
+        _drop(draft)
         raise Unavailable(f"{lock} is held by another git process; try again when it is done") from None
     except OSError as error:
         raise Unavailable(f"the branch {ref.name} cannot be moved: {error}") from error
@@ -49,16 +51,39 @@ def swap(ref: Path, draft: Path, read: Callable[[], str], old: str, new: str) ->
         if read() != old:
             raise HeadMoved
         os.rename(lock, ref)  # noqa: PTH104  # as its name says, on one disk
-    except BaseException as error:
-        lock.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise Unavailable(f"the branch {ref.name} cannot be moved: {error}") from error
+    except OSError as error:
+        if _may_be_moved(ref, draft):
+            raise _unconfirmed(ref, error) from error
+        _drop(lock)
+        raise Unavailable(f"the branch {ref.name} cannot be moved: {error}") from error
+    except BaseException:
+        _drop(lock)
         raise
     try:
         sync_directory(ref.parent)
-        draft.unlink(missing_ok=True)
     except OSError as error:
-        raise Undecided(f"the branch {ref.name} was moved, but the disk does not confirm it: {error}") from error
+        raise _unconfirmed(ref, error) from error
+    _drop(draft)
+
+
+def _unconfirmed(ref: Path, error: OSError) -> Undecided:
+    return Undecided(f"the branch {ref.name} was moved, but the disk does not confirm it: {error}")
+
+
+def _may_be_moved(ref: Path, draft: Path) -> bool:
+    """Whether a rename that failed was done nevertheless, as on a file system whose answer was lost."""
+    try:
+        return ref.samefile(draft)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+
+
+def _drop(path: Path) -> None:
+    """Delete a file. One that the disk keeps is cleared by the next writer, as a dead process's."""
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def _link(draft: Path, lock: Path) -> None:

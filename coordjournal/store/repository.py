@@ -33,10 +33,14 @@ _EXTENSIONS: Final = {
 
 
 class Owner(NamedTuple):
-    """Through which authority a repository is appended to, and its journal's random id."""
+    """Through which authority a repository is appended to, its journal's random id, and the authority's place.
+
+    `place` is the prefix of the keys in etcd; empty without etcd.
+    """
 
     authority: str
     journal: str
+    place: str = ""
 
 
 class Repository:
@@ -242,7 +246,7 @@ def _read_config(path: Path) -> Owner | None:
     if fault := _format_fault(path, values):
         raise UnknownFormat(fault, str(path), "make a plain clone with `git clone --mirror` and open that")
     authority, journal = values.get(f"{_OWN}.authority", ""), values.get(f"{_OWN}.journal", "")
-    return Owner(authority, journal) if authority and journal else None
+    return Owner(authority, journal, values.get(f"{_OWN}.place", "")) if authority and journal else None
 
 
 def _format_fault(path: Path, values: dict[str, str]) -> str:
@@ -272,6 +276,10 @@ def write_owner(config_path: Path, owner: Owner) -> None:
     config["receive.denyNonFastForwards"] = True
     config["receive.denyDeletes"] = True
     config[f"{_OWN}.journal"] = owner.journal
+    if owner.place:
+        config[f"{_OWN}.place"] = owner.place
+    elif f"{_OWN}.place" in config:
+        del config[f"{_OWN}.place"]
     config[f"{_OWN}.authority"] = owner.authority
 
 

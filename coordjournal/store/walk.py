@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import zlib
 from array import array
+from typing import Final
 
 import pygit2
 
 from coordjournal.entry import Head
 from coordjournal.errors import Corrupt
 from coordjournal.store import message, pack, tree
+
+_PIECE_BYTES: Final = 1 << 20
 
 
 class Trail:
@@ -74,10 +79,29 @@ def last_blob(handle: pygit2.Repository, root: bytes) -> tuple[int, bytes]:
     return first, raw
 
 
-def read_object(handle: pygit2.Repository, commit: str) -> tuple[bytes, int]:
+def read_object(handle: pygit2.Repository, oid: str) -> tuple[bytes, int]:
     """Return an object's raw content and kind; `KeyError` if git has none of that id."""
-    kind, raw = handle.read(commit)
+    if os.access(loose := f"{handle.path}objects/{oid[:2]}/{oid[2:]}", os.F_OK):
+        _check_loose(loose)
+    kind, raw = handle.read(oid)
     return raw, kind
+
+
+def _check_loose(path: str) -> None:
+    """Raise `KeyError` for a loose object that is cut off: libgit2 1.9 reads it for ever, and holds the GIL."""
+    unpacked = zlib.decompressobj()
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123  # at every loose object; a path object costs more
+            while piece := file.read(_PIECE_BYTES):
+                while piece:
+                    unpacked.decompress(piece, _PIECE_BYTES)
+                    piece = unpacked.unconsumed_tail
+    except FileNotFoundError:
+        return  # plain git has packed it just now
+    except zlib.error:
+        return  # git says so itself
+    if not unpacked.eof:
+        raise KeyError(f"{path} is cut off")
 
 
 def tree_reader(handle: pygit2.Repository) -> tree.ReadTree:
