@@ -1,0 +1,444 @@
+"""The holes that were found on paper, and those that schedules found: each has a world that would fall into it.
+
+Where a protocol that does less falls in, the test shows it, by what it would have sent or told.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+import coordjournal as cj
+from coordjournal.authority.tenure import campaign
+from coordjournal.authority.wire import range_of
+from coordjournal.entry import Append, Receipt
+from coordjournal.errors import Conflict, HeadBehind, HeadMissing, NothingToRetract, Unavailable, Undecided
+from coordjournal.etcd import Compare, Delete
+from coordjournal.log import DecisionLog
+from tests.simulation.byhand import SPACE, Hand, Hands
+from tests.simulation.model import Fate
+from tests.simulation.process import KEYS
+from tests.simulation.workload import ACTOR, AT
+
+
+@pytest.fixture
+def world() -> Hands:
+    return Hands()
+
+
+def _append(key: str, event: cj.Event | None = None) -> Append:
+    return Append((event or cj.AliasSet(alias=f"Name {key}", target="page:1"),), key, ACTOR, AT)
+
+
+def holding(world: Hands, *keys: str) -> Hand:
+    """Return the process that holds the space and has appended these."""
+    hand = Hand(world, "a")
+    for key in keys or ("k1",):
+        hand.append(key)
+    assert world.holder == hand.node.id
+    return hand
+
+
+def tell_outcomes(*hands: Hand) -> None:
+    for hand in hands:
+        hand.watcher.pump()
+
+
+def pass_by(hand: Hand, seconds: float) -> None:
+    hand.world.now += seconds
+
+
+# Etcd forgot, and its revisions repeat.
+
+
+def test_after_a_wipe_revisions_repeat_and_values_do_not(world: Hands) -> None:
+    world.up_to(50)
+    late, other = holding(world), Hand(world, "b")
+    tenure, published = late.member.tenure, world.server.peek(KEYS.head(SPACE))
+    assert tenure is not None
+    assert published is not None
+    proposal = tenure.propose([], [_append("late")], {})
+    head = world.head
+    world.server.wipe()
+    world.recover(head)
+    other.node.ensure_session()
+    world.up_to(tenure.created)
+    other.append("k2")
+    naive = [
+        Compare(KEYS.holder(SPACE), "create_revision", tenure.created),
+        Compare(KEYS.head(SPACE), "mod_revision", published.mod_revision),
+    ]
+    assert world.server.txn(naive, []).succeeded, "comparing revisions, it would overwrite what was acknowledged"
+    assert not world.server.txn([proposal.guards[-1]], []).succeeded, "the head's value alone forbids it"
+    assert tenure.publish(proposal) != "published"
+    assert world.keys() == ["k1", "k2"]
+
+
+@pytest.mark.parametrize("marked", [True, False], ids=["marked", "naive"])
+def test_a_late_holder_cannot_follow_a_head_that_was_recovered(world: Hands, marked: bool) -> None:
+    late = holding(world)
+    tenure = late.member.tenure
+    assert tenure is not None
+    proposal = tenure.propose([], [_append("late")], {})
+    snapshot, head = world.server.snapshot(), world.head
+    late.append("k2")
+    lost = world.head
+    world.server.restore(snapshot)
+    world.recover(head if not marked else lost, marked=marked)
+    follows = tenure._node.etcd.txn(proposal.guards, [], timeout=1).succeeded
+    assert follows is not marked, "the same head without a mark, and a holder's key that was left there"
+
+
+def test_a_wiped_etcd_never_starts_a_log_over(world: Hands) -> None:
+    holding(world)
+    world.server.wipe()
+    other = Hand(world, "b")
+    future = other.submit("k2")
+    other.steps()
+    with pytest.raises(HeadMissing):
+        future.result(0)
+    assert world.holder == ""
+
+
+def test_another_sessions_key_of_the_same_revision_is_not_mine(world: Hands) -> None:
+    """A schedule found it: both were elected at revision 4, one of them before the wipe."""
+    late = Hand(world, "a")
+    late.submit("k1")
+    for _ in range(8):
+        if late.member.tenure is not None:
+            break
+        late.member.step()
+    tenure = late.member.tenure
+    assert tenure is not None
+    proposal = tenure.propose([], [_append("late")], {})
+    world.server.wipe()
+    other = Hand(world, "b")
+    other.node.identify()
+    other.node.ensure_session()
+    assert world.server.revision <= tenure.created - 1
+    world.up_to(tenure.created)
+    elected = campaign(other.node, SPACE)
+    assert elected.created == tenure.created
+    assert world.server.txn([Compare(KEYS.holder(SPACE), "create_revision", tenure.created)], []).succeeded
+    assert not world.server.txn(proposal.guards, []).succeeded
+
+
+def test_a_holder_that_wakes_in_a_restored_etcd_does_not_go_on_from_there(world: Hands) -> None:
+    """A schedule found it: key and head are again what they were when it fell asleep; only the branch knows better."""
+    late, other = holding(world), Hand(world, "b")
+    snapshot = world.server.snapshot()
+    late.fates = [(KEYS.heads, Fate.DROP)]
+    future = late.submit("late")
+    late.steps()
+    world.server.revoke(late.node.session.lease)
+    other.append("k2")
+    world.server.restore(snapshot)
+    tenure = late.member.tenure
+    assert tenure is not None
+    assert world.server.txn(tenure.guards([]), []).succeeded, "etcd would let it fork the log"
+    late.steps()
+    late.steps()
+    assert world.head.seq == 1
+    with pytest.raises((HeadBehind, Undecided)):
+        future.result(0)
+    assert [appended.key for appended in world.store.read(SPACE, world.store.head(SPACE))] == ["k1", "k2"]
+
+
+# Intents.
+
+
+def test_an_intent_that_was_rewritten_is_not_applied_as_it_was_read(world: Hands) -> None:
+    holder, other = holding(world), Hand(world, "b")
+    first, second = other.submit("b1"), other.submit("b2")
+    other.steps()
+    tenure = holder.member.tenure
+    assert tenure is not None
+    intents = tenure.intents()
+    proposal = tenure.propose(intents, [], {})
+    assert not other.withdraw(first)
+    other.steps()
+    assert isinstance(first.exception(0), Unavailable)
+    naive = [Compare(intents[0].kv.key, "create_revision", intents[0].kv.create_revision)]
+    assert world.server.txn(naive, []).succeeded, "it is there still, and made when it was"
+    assert tenure.publish(proposal) == "changed"
+    holder.member.hint_intents()
+    holder.steps()
+    tell_outcomes(other)
+    other.steps()
+    assert second.result(0).seq == 2
+    assert world.keys() == ["k1", "b2"]
+
+
+def test_a_put_that_lands_after_its_withdrawal_finds_its_place_taken(world: Hands) -> None:
+    holder, other = holding(world), Hand(world, "b")
+    other.fates = [(KEYS.intents, Fate.DELAY)]
+    future = other.submit("b1")
+    for _ in range(3):
+        other.member.step()
+    assert len(world.server.in_flight) == 1
+    intent = KEYS.intent(SPACE, other.node.id, 1)
+    before = world.server.snapshot()
+    world.server.txn((), [Delete(intent)])  # a naive withdrawal: what is not there needs no deleting
+    pending = world.server.in_flight[0]
+    world.server.send_late(pending)
+    world.server.land(pending)
+    assert world.server.peek(intent) is not None, "and then it lands"
+    world.server.restore(before)
+    assert not other.withdraw(future)
+    other.steps()
+    assert isinstance(future.exception(0), (Unavailable, Undecided))
+    world.server.land(world.server.in_flight[0])
+    holder.member.hint_intents()
+    holder.steps()
+    assert world.keys() == ["k1"]
+
+
+def test_a_snapshot_brings_withdrawn_intents_back_and_a_recovery_clears_them(world: Hands) -> None:
+    holder, other = holding(world), Hand(world, "b")
+    future = other.forward("b1")
+    snapshot = world.server.snapshot()
+    other.withdraw(future)
+    other.steps()
+    assert isinstance(future.exception(0), Unavailable)
+    holder.append("k2")
+    head = world.head
+    world.server.restore(snapshot)
+    tenure = holder.member.tenure
+    assert tenure is not None
+    assert [append.key for intent in tenure.intents() for append in intent.appends] == ["b1"], "it is back"
+    world.recover(head)
+    first, end = range_of(KEYS.intents)
+    assert not [kv for kv in world.server.peek_all() if first <= kv.key < end]
+    holder.append("k3")
+    assert world.keys() == ["k1", "k2", "k3"]
+
+
+# Answers that never came.
+
+
+def test_a_campaign_whose_answer_is_lost_was_won(world: Hands) -> None:
+    hand = Hand(world, "a")
+    hand.fates = [(KEYS.holders, Fate.LOSE_ANSWER)]
+    future = hand.submit("k1")
+    hand.steps()
+    assert hand.member.tenure is None
+    assert world.holder == hand.node.id
+    free = Compare(KEYS.holder(SPACE), "version", 0)
+    assert not world.server.txn([free], []).succeeded, "whoever only tries again waits for itself for ever"
+    hand.steps()
+    assert future.result(0).seq == 1
+
+
+@pytest.mark.parametrize("fate", [Fate.LOSE_ANSWER, Fate.DELAY, Fate.DROP], ids=lambda fate: fate.name)
+def test_a_publish_that_is_not_answered_is_not_a_no(world: Hands, fate: Fate) -> None:
+    hand = holding(world)
+    hand.fates = [(KEYS.heads, fate)]
+    future = hand.submit("k2")
+    hand.steps()
+    assert not future.done(), "nobody knows"
+    assert (world.keys() == ["k1", "k2"]) is (fate is Fate.LOSE_ANSWER)
+    hand.steps()
+    for pending in list(world.server.in_flight):
+        world.server.land(pending)
+    assert future.result(0).seq == 2
+    assert world.keys() == ["k1", "k2"]
+
+
+def test_a_publish_that_lands_when_another_holds_the_space_is_refused(world: Hands) -> None:
+    late, other = holding(world), Hand(world, "b")
+    late.fates = [(KEYS.heads, Fate.DELAY)]
+    future = late.submit("k2")
+    late.steps()
+    world.server.revoke(late.node.session.lease)
+    other.append("b1")
+    world.server.land(world.server.in_flight[0])
+    assert world.keys() == ["k1", "b1"]
+    late.steps()
+    late.authority.tick()
+    late.steps()
+    other.member.hint_intents()
+    other.steps()
+    pass_by(late, 1.0)
+    late.steps()
+    assert future.result(0).seq == 3
+    assert world.keys() == ["k1", "b1", "k2"]
+
+
+def test_a_refusal_leaves_only_when_a_publish_has_confirmed_its_judge(world: Hands) -> None:
+    late, other = holding(world), Hand(world, "b")
+    world.server.revoke(late.node.session.lease)
+    other.append("b1", cj.AliasSet(alias="Shared", target="page:2"))
+    future = late.submit("k2", cj.AliasRemoved(alias="Shared"))
+    late.steps()
+    late.authority.tick()
+    late.steps()
+    other.member.hint_intents()
+    other.steps()
+    pass_by(late, 1.0)
+    late.steps()
+    assert future.result(0).seq == 3, "there it is to be removed"
+
+
+def test_what_a_late_holder_judges_on_an_old_head_would_be_wrong(world: Hands) -> None:
+    late, other = holding(world), Hand(world, "b")
+    tenure = late.member.tenure
+    assert tenure is not None
+    proposal = tenure.propose([], [_append("k2", cj.AliasRemoved(alias="Shared"))], {})
+    world.server.revoke(late.node.session.lease)
+    other.append("b1", cj.AliasSet(alias="Shared", target="page:2"))
+    (naive,) = proposal.outcomes[1]
+    assert isinstance(naive, NothingToRetract), "told at once, it would be refused though it fits"
+    assert tenure.publish(proposal) == "lost"
+
+
+# Order.
+
+
+def test_what_was_forwarded_before_comes_before_what_is_appended_as_the_holder(world: Hands) -> None:
+    holder, other = holding(world), Hand(world, "b")
+    first = other.forward("b1")
+    world.server.revoke(holder.node.session.lease)
+    second = other.submit("b2")
+    other.member.hint_holder("")
+    other.steps()
+    assert world.holder == other.node.id
+    assert (first.result(0).seq, second.result(0).seq) == (2, 3), "its own first would turn them round"
+
+
+def test_what_was_not_published_is_forwarded_ahead_of_what_came_later(world: Hands) -> None:
+    late, other = holding(world), Hand(world, "b")
+    late.fates = [(KEYS.heads, Fate.DROP)]
+    first = late.submit("k2")
+    late.steps()
+    world.server.revoke(late.node.session.lease)
+    other.append("b1")
+    second = late.submit("k3")
+    late.authority.tick()
+    late.steps()
+    late.steps()
+    other.member.hint_intents()
+    other.steps()
+    pass_by(late, 1.0)
+    late.steps()
+    assert (first.result(0).seq, second.result(0).seq) == (3, 4)
+
+
+def test_a_space_that_is_handed_over_waits_for_its_successor(world: Hands) -> None:
+    holder, chosen, quick = holding(world), Hand(world, "b"), Hand(world, "c")
+    chosen.node.ensure_session()
+    quick.node.ensure_session()
+    holder.member.hint_successor(chosen.node.id)
+    holder.steps()
+    assert world.holder == ""
+    assert world.server.txn([Compare(KEYS.holder(SPACE), "version", 0)], []).succeeded, "it is anybody's, but for this"
+    assert campaign(quick.node, SPACE).created == 0
+    assert campaign(chosen.node, SPACE).created
+
+
+# Watches.
+
+
+@pytest.mark.parametrize("lost", ["nothing is told", "compacted", "silent"])
+def test_what_a_watch_loses_is_asked_for(world: Hands, lost: str) -> None:
+    holder, other = holding(world), Hand(world, "b")
+    future = other.forward("b1")
+    if lost == "compacted":
+        world.server.compact(world.server.revision)
+    elif lost == "silent":
+        other.watcher.die()
+    pass_by(holder, 6.0)
+    holder.authority.tick()  # renews, and looks for intents that wait
+    holder.steps()
+    assert not future.done()
+    if lost != "nothing is told":
+        tell_outcomes(other)
+        assert not other.watcher.silent or other.watcher.untold() == 0
+    pass_by(other, 1.0)
+    other.steps()
+    assert future.result(0).seq == 2
+
+
+# What schedules found.
+
+
+def test_an_append_is_not_certainly_failed_while_its_fellow_waits(world: Hands) -> None:
+    """Two callers of one process under one key: what is told to one must hold for both."""
+    hand = holding(world)
+    hand.fates = [(KEYS.heads, Fate.DROP)]
+    first = hand.submit("k2")
+    hand.steps()
+    second = hand.submit("k2")
+    assert not hand.withdraw(first), "the other one may be applied"
+    hand.member._tell_all([hand.member._queue[0]], Unavailable("etcd is full"))
+    assert isinstance(second.exception(0), Undecided)
+
+
+def test_a_receipt_found_in_the_log_at_the_deadline_is_no_duplicate(world: Hands) -> None:
+    holder, other = holding(world), Hand(world, "b")
+    future = other.forward("b1")
+    holder.member.hint_intents()
+    holder.steps()
+    world.server.txn((), [Delete(KEYS.outcome(other.node.id, SPACE, 1))])
+    other.withdraw(future)
+    other.steps()
+    receipt: Receipt = future.result(0)
+    assert (receipt.seq, receipt.duplicate) == (2, False)
+
+
+def test_what_another_appended_before_is_a_duplicate_though_the_branch_does_not_show_it(world: Hands) -> None:
+    holder, other = Hand(world, "a"), Hand(world, "b", role="client")
+    world.disk.fails = lambda step: step == "advance"
+    holder.append("k1")
+    assert other.store.head(SPACE).seq == 0
+    future = other.forward("k1")
+    world.server.txn((), [Delete(KEYS.intent(SPACE, other.node.id, 1))])  # so that nobody answers it
+    pass_by(other, 1.0)
+    other.steps()
+    holder.member.hint_intents()
+    holder.steps()
+    pass_by(other, 5.0)
+    other.steps()
+    receipt: Receipt = future.result(0)
+    assert (receipt.seq, receipt.duplicate) == (1, True)
+
+
+def test_a_linearizable_read_waits_for_objects_though_the_branch_shows_them(world: Hands) -> None:
+    holder, other = holding(world), Hand(world, "b")
+    world.disk.hidden_seconds = 0.05
+    holder.append("k2")
+    waits: list[float] = []
+
+    class Stop:
+        def wait(self, seconds: float) -> bool:
+            waits.append(seconds)
+            world.now += seconds
+            return False
+
+    other.authority._stop = Stop()  # type: ignore[assignment]  # what it waits by
+    head = other.authority.head(SPACE)
+    assert head == world.head
+    assert waits
+    assert other.store.load(SPACE, head.commit).key == "k2"
+
+
+def test_a_local_read_may_be_older_than_what_was_read_before(world: Hands) -> None:
+    """The branch lags behind etcd, which is no fault of the log's."""
+    holder, other = holding(world), Hand(world, "b")
+    world.disk.fails = lambda step: step == "advance"
+    holder.append("k2")
+    log = DecisionLog(lambda: other.store, lambda store, replica: other.authority, where="here")
+    assert log.state(SPACE).seq == 2
+    assert log.head(SPACE, consistency="local").seq == 1
+    assert log.state(SPACE, consistency="local").seq == 2
+
+
+def test_a_conflict_names_a_head_that_was_the_newest(world: Hands) -> None:
+    holder, other = holding(world, "k1", "k2"), Hand(world, "b")
+    future = other.authority.submit(SPACE, Append((cj.AliasSet(alias="x", target="y"),), "b1", ACTOR, AT, 1))
+    other.steps()
+    holder.member.hint_intents()
+    holder.steps()
+    pass_by(other, 1.0)
+    other.steps()
+    error = future.exception(0)
+    assert isinstance(error, Conflict)
+    assert error.head_seq == 2
