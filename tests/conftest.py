@@ -20,9 +20,9 @@ def repositories(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     seen: set[Path] = set()
     claim = GitStore.claim
 
-    def noting(store: GitStore, authority: str) -> None:
+    def noting(store: GitStore, authority: str, journal: str = "", place: str = "") -> str:
         seen.add(store.repository.path)
-        claim(store, authority)
+        return claim(store, authority, journal, place)
 
     monkeypatch.setattr(GitStore, "claim", noting)
     yield seen

@@ -16,38 +16,54 @@ from tests.support import alias
 AT = "2026-01-31T12:00:00.123456Z"
 
 
-@pytest.fixture(params=["memory", "git"])
-def log(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[cj.DecisionLog]:
+def opened(request: pytest.FixtureRequest, path: Path) -> cj.DecisionLog:
+    """Return the log that the test is run with, a repository of its at `path`."""
+    if request.param == "memory":
+        return cj.DecisionLog.in_memory()
     if request.param == "git":
-        init(tmp_path / "wiki.git")
-    made = cj.DecisionLog.in_memory() if request.param == "memory" else cj.DecisionLog.open(tmp_path / "wiki.git")
-    with made:
+        init(path)
+        return cj.DecisionLog.open(path)
+    etcd = request.getfixturevalue("coordjournal_etcd").endpoints
+    prefix = f"{request.getfixturevalue('coordjournal_prefix')}{path.stem}/"
+    with cj.DecisionLog.open(path, etcd=etcd, prefix=prefix, ttl=2) as first:
+        first.serve()  # makes the repository
+    return cj.DecisionLog.open(path, etcd=etcd, prefix=prefix, ttl=2)
+
+
+@pytest.fixture(params=["memory", "git", "etcd"])
+def log(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[cj.DecisionLog]:
+    with opened(request, tmp_path / "wiki.git") as made:
         yield made
 
 
-@pytest.fixture(params=["memory", "git"])
+@pytest.fixture(params=["memory", "git", "etcd"])
 def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[cj.DecisionLog]:
-    made = cj.DecisionLog.in_memory() if request.param == "memory" else cj.DecisionLog.open(tmp_path / "target.git")
-    with made:
+    with opened(request, tmp_path / "target.git") as made:
         yield made
 
 
-def test_a_receipt_says_where_the_append_stands(log: cj.DecisionLog) -> None:
+@pytest.fixture
+def term(request: pytest.FixtureRequest) -> int:
+    """Give the term of a first holder: without one, the term stays 0."""
+    return 1 if "etcd" in request.node.callspec.id else 0
+
+
+def test_a_receipt_says_where_the_append_stands(log: cj.DecisionLog, term: int) -> None:
     one = log.append("handbook", alias(1), actor="alice@example.org", key="request-1")
     assert (one.space, one.first, one.seq, one.term, one.key, one.via, one.duplicate) == (
-        *("handbook", 1, 1, 0, "request-1", "local", False),
+        *("handbook", 1, 1, term, "request-1", "local", False),
     )
     two = log.append("handbook", [alias(2), alias(3)])
     assert (two.first, two.seq) == (2, 3)
-    assert log.head("handbook") == cj.Head(3, two.commit, 0)
+    assert log.head("handbook") == cj.Head(3, two.commit, term)
     assert len(two.key) >= 22, "a key that is made up is hard to guess"
 
 
-def test_entries_are_what_was_decided(log: cj.DecisionLog) -> None:
+def test_entries_are_what_was_decided(log: cj.DecisionLog, term: int) -> None:
     receipt = log.append("s", [alias(1), cj.PagesBound("a", "b")], actor="Ada L.", key="k", at=AT)
     assert list(log.events("s")) == [
-        cj.Entry(1, "k", AT, "Ada L.", alias(1), receipt.commit, 0),
-        cj.Entry(2, "k", AT, "Ada L.", cj.PagesBound("a", "b"), receipt.commit, 0),
+        cj.Entry(1, "k", AT, "Ada L.", alias(1), receipt.commit, term),
+        cj.Entry(2, "k", AT, "Ada L.", cj.PagesBound("a", "b"), receipt.commit, term),
     ]
 
 
@@ -135,10 +151,10 @@ def test_a_space_needs_a_name(log: cj.DecisionLog, space: str) -> None:
             call(space)
 
 
-def test_the_same_key_never_appends_twice(log: cj.DecisionLog) -> None:
+def test_the_same_key_never_appends_twice(log: cj.DecisionLog, term: int) -> None:
     first = log.append("s", alias(1), key="k", actor="a")
     again = log.append("s", alias(1), key="k", actor="a")
-    assert again == cj.Receipt("s", 1, 1, first.commit, 0, "k", "local", duplicate=True)
+    assert again == cj.Receipt("s", 1, 1, first.commit, term, "k", "local", duplicate=True)
     with pytest.raises(cj.KeyReused, match="seq 1"):
         log.append("s", alias(2), key="k", actor="a")
     with pytest.raises(cj.KeyReused):

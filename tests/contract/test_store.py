@@ -154,3 +154,68 @@ def test_the_same_appends_have_the_same_bytes_and_chain_everywhere() -> None:
     first, second = MemoryStore(), MemoryStore()
     assert first.write("s", Head(), [ready(1)], 0) == second.write("s", Head(), [ready(1)], 0)
     assert first.write("s", Head(), [ready(1)], 0) != second.write("s", Head(), [ready(1)], 1)
+
+
+# What etcd's authority asks of a store.
+
+
+def test_an_append_is_in_sight_when_it_is_durable_and_before_the_branch_has_it(store: Store) -> None:
+    (written,) = store.write("s", Head(), [ready(1)], 1)
+    assert store.has("s", written.head)
+    assert not store.has("s", Head(1, "1" * 40, 1))
+    assert store.patience == 0.0, "on this host's own disk nothing is hidden"
+
+
+def test_a_space_keeps_the_identity_that_its_first_append_gave_it(store: Store) -> None:
+    first = published(store, ready(1))[0]
+    identity = store.identity("s", first.head)
+    later = published(store, ready(2), ready(3), term=4)[-1]
+    orphan = store.write("s", first.head, [ready(2, alias(99))], 2)[0]
+    assert identity
+    assert store.identity("s", later.head) == store.identity("s", orphan.head) == identity
+
+
+def test_two_spaces_have_two_identities(store: Store) -> None:
+    one = published(store, ready(1), space="one")[0]
+    two = published(store, ready(1, alias(2)), space="two")[0]
+    assert store.identity("one", one.head) != store.identity("two", two.head)
+
+
+def test_a_claim_returns_the_same_journal_each_time(store: Store) -> None:
+    journal = store.claim("embedded")
+    assert journal
+    assert store.claim("embedded") == store.claim("embedded", journal) == journal
+
+
+# What only a repository can be wrong about: memory is one process's own.
+
+
+def git_store(path: Path) -> GitStore:
+    return GitStore(path, node="test", clock=lambda: datetime.now(UTC), random=os.urandom)
+
+
+def test_a_repository_that_is_made_for_an_authority_is_claimed_by_that_one_alone(tmp_path: Path) -> None:
+    journal = git_store(tmp_path / "wiki.git").claim("etcd", place="/here/")
+    again = git_store(tmp_path / "wiki.git")
+    assert again.claim("etcd", journal, "/here/") == journal
+    with pytest.raises(cj.WrongAuthority, match="coordjournal adopt"):
+        git_store(tmp_path / "wiki.git").claim("embedded")
+    with pytest.raises(cj.ForeignRepository, match="--prefix /here/"):
+        git_store(tmp_path / "wiki.git").claim("etcd", journal, "/there/")
+    with pytest.raises(cj.ForeignRepository, match=journal):
+        git_store(tmp_path / "wiki.git").claim("etcd", "1" * 32, "/here/")
+
+
+def test_no_repository_is_made_for_a_journal_that_is_known_already(tmp_path: Path) -> None:
+    with pytest.raises(cj.ForeignRepository, match="coordjournal recover"):
+        git_store(tmp_path / "wiki.git").claim("etcd", "1" * 32, "/here/")
+    assert not (tmp_path / "wiki.git").exists()
+
+
+def test_a_repository_that_became_another_journals_is_not_claimed_again(tmp_path: Path) -> None:
+    store, path = git_store(tmp_path / "wiki.git"), tmp_path / "wiki.git"
+    store.claim("etcd", place="/here/")
+    path.rename(tmp_path / "away.git")
+    git_store(path).claim("etcd", place="/here/")
+    with pytest.raises(cj.ForeignRepository, match="is expected"):
+        store.claim("etcd", place="/here/")

@@ -102,7 +102,7 @@ class Child:
         """Send a signal; after SIGSTOP, return when all of the process stands still."""
         os.kill(self.pid, number)
         if number == signal.SIGSTOP:
-            until(lambda: _all_stopped(self.pid))
+            until(lambda: all_stopped(self.pid))
 
     def join(self) -> int:
         """Return the exit status, minus the signal's number if one killed it."""
@@ -146,7 +146,8 @@ def until(condition: Callable[[], object], what: str = "what must happen") -> No
         time.sleep(0.002)
 
 
-def _all_stopped(pid: int) -> bool:
+def all_stopped(pid: int) -> bool:
+    """Return whether no thread of a process runs, after SIGSTOP was sent to it."""
     tasks = Path(f"/proc/{pid}/task")
     if not tasks.is_dir():  # macOS: the signal is delivered before kill(2) of one's own returns
         return True

@@ -211,7 +211,7 @@ def test_what_needs_an_operator_is_6(handbook: Shell) -> None:
 
 
 def test_anything_else_is_1_without_a_traceback(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_path: object) -> None:
+    def fail(_path: object, _settings: object) -> None:
         raise ZeroDivisionError("by \x1b[31mzero")
 
     monkeypatch.setattr(maintenance, "init", fail)
@@ -627,4 +627,7 @@ def test_every_error_has_an_exit_code() -> None:
         "UnknownFormat": 6,
         "WrongAuthority": 6,
         "ForeignRepository": 6,
+        "HeadBehind": 6,
+        "HeadMissing": 6,
+        "MissingObjects": 6,
     }

@@ -18,7 +18,7 @@ from pygit2.enums import ConfigLevel
 from tenacity import stop_after_delay
 
 import coordjournal as cj
-from coordjournal import maintenance, retry
+from coordjournal import adoption, doctor, maintenance, retry
 from coordjournal.store.files import file_system, is_network, mounted_kind
 from tests.integration.processes import Channel, quick_path, start, until
 from tests.integration.workers import ACTOR, append_one, append_until_told, check_whole, gate, intents, log_of, repo
@@ -361,7 +361,7 @@ def test_a_fast_forward_that_is_pushed_is_read_on(repo: Path, log: cj.DecisionLo
     """A clone that was adopted and went on is pushed back: its appends are true here too."""
     clone = quick_path / "clone.git"
     git(repo, "clone", "--quiet", "--mirror", str(repo), str(clone))
-    maintenance.adopt(clone)
+    adoption.adopt(clone)
     with cj.DecisionLog.open(clone) as other:
         other.append("s", cj.AliasSet("pushed", "t"))
     git(clone, "push", "--quiet", str(repo), "s")
@@ -376,7 +376,7 @@ def test_a_fast_forward_that_is_pushed_in_the_middle_of_an_append_is_built_on_an
     """It comes after the append was judged and written, and before its branch is moved."""
     clone = quick_path / "clone.git"
     git(repo, "clone", "--quiet", "--mirror", str(repo), str(clone))
-    maintenance.adopt(clone)
+    adoption.adopt(clone)
     with cj.DecisionLog.open(clone) as other:
         pushed = other.append("s", cj.AliasSet("a", "b"), key="pushed")
     link = os.link
@@ -519,13 +519,13 @@ def test_the_repository_of_another_user_is_read_or_the_remedy_is_named(
 
 def test_an_adopted_clone_is_appended_to_and_a_fetch_cannot_overwrite_it(repo: Path, log: cj.DecisionLog) -> None:
     clone = mirror(repo)
-    planned = maintenance.adopt(clone, dry_run=True)
+    planned = adoption.adopt(clone, dry_run=True)
     assert planned.changed
     with cj.DecisionLog.open(clone, actor=ACTOR) as adopted:
         with pytest.raises(cj.ForeignRepository):
             adopted.append("s", alias(6))
-        assert maintenance.adopt(clone).changed
-        assert not maintenance.adopt(clone).changed
+        assert adoption.adopt(clone).changed
+        assert not adoption.adopt(clone).changed
         assert adopted.append("s", cj.AliasSet("theirs", "t")).seq == 6
         log.append("s", cj.AliasSet("ours", "t"))
         log.append("s", alias(7))
@@ -545,7 +545,7 @@ def test_a_clone_that_is_not_sound_is_not_adopted(repo: Path, log: cj.DecisionLo
     clone = mirror(repo)
     git(clone, "update-ref", "refs/heads/s", commit_on_top(clone, "-p", branch(clone)))
     with pytest.raises(cj.OperatorNeeded):
-        maintenance.adopt(clone)
+        adoption.adopt(clone)
     with cj.DecisionLog.open(clone) as backup, pytest.raises(cj.OperatorNeeded):
         backup.append("t", alias(1))
     assert gitted(clone, "remote")[0] == 0
@@ -555,7 +555,7 @@ def test_a_clone_that_is_not_sound_is_not_adopted(repo: Path, log: cj.DecisionLo
 def test_the_git_directory_of_a_working_tree_is_not_adopted(repo: Path, log: cj.DecisionLog, quick_path: Path) -> None:
     git(repo, "clone", "--quiet", "--branch", "s", str(repo), str(quick_path / "tree"))
     with pytest.raises(cj.OperatorNeeded):
-        maintenance.adopt(quick_path / "tree" / ".git")
+        adoption.adopt(quick_path / "tree" / ".git")
     assert "coordjournal" not in (quick_path / "tree" / ".git" / "config").read_text()
 
 
@@ -566,10 +566,10 @@ def test_a_clone_that_borrows_its_objects_is_read_and_not_adopted(repo: Path, lo
     with cj.DecisionLog.open(clone) as borrowed:
         assert borrowed.state("s") == log.state("s")
     with pytest.raises(cj.OperatorNeeded, match="alternates"):
-        maintenance.adopt(clone)
+        adoption.adopt(clone)
     git(clone, "repack", "-a", "-d", "--quiet")
     (clone / "objects" / "info" / "alternates").unlink()
-    assert maintenance.adopt(clone).changed
+    assert adoption.adopt(clone).changed
     check_whole(clone)
 
 
@@ -668,13 +668,13 @@ def test_a_repository_of_another_kind_is_refused_by_name(repo: Path, log: cj.Dec
     with cj.DecisionLog.open(place) as other:
         uses: list[Callable[[], object]] = [*every_use(other), other.spaces]
         uses += [partial(maintenance.verify, place), partial(maintenance.compact, place)]
-        uses += [partial(maintenance.adopt, place), partial(maintenance.init, place)]
+        uses += [partial(adoption.adopt, place), partial(maintenance.init, place)]
         for use in uses:
             with pytest.raises(cj.UnknownFormat, match=words) as refusal:
                 use()
             assert str(place) in str(refusal.value)
             assert refusal.value.run
-    assert any(finding.ok is False for finding in maintenance.doctor(place))
+    assert any(finding.ok is False for finding in doctor.doctor(place))
 
 
 def test_a_long_lived_process_notices_that_the_format_has_changed(repo: Path, log: cj.DecisionLog) -> None:

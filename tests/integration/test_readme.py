@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import coordjournal as cj
 from coordjournal import __version__
 from tests.support import CHECKOUT
 
@@ -17,7 +18,7 @@ README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_librarys_example_gives_what_its_comments_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     seen: dict[str, tuple[object, str]] = {}
     checked = 0
@@ -29,6 +30,13 @@ def test_the_librarys_example_gives_what_its_comments_say(tmp_path: Path, monkey
     for got, told in seen.values():
         assert got == told
     assert (tmp_path / "wiki.git").is_dir()
+
+
+def test_the_example_with_etcd_opens_a_log() -> None:
+    _, code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    seen: dict[str, object] = {"cj": cj}
+    exec(compile(code, "README.md", "exec"), seen)
+    assert isinstance(seen["log"], cj.DecisionLog), "it connects to nothing before it is used"
 
 
 def test_the_command_lines_examples_run(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ import json
 import re
 import shlex
 import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,12 +19,13 @@ import pytest
 from coordjournal.cli import main
 from coordjournal.cli.options import GLOBAL_OPTIONS
 from coordjournal.cli.program import root
+from coordjournal.testing.etcd import EtcdServer
 from tests.cli import Shell, streams
 from tests.support import CHECKOUT
 
 PAGE = CHECKOUT / "docs" / "cli.md"
 ANY = "…"
-DIFFERS = {"packs_before", "bytes_before", "bytes_after", "objects"}  # numbers that differ from run to run
+DIFFERS = {"packs_before", "bytes_before", "bytes_after", "objects", "pid"}  # numbers that differ from run to run
 PRINTS_NO_JSON = {"coordjournal demo", "coordjournal completion [SHELL]", "coordjournal import"}
 
 
@@ -113,16 +116,22 @@ def test_every_command_that_prints_json_shows_it(title: str) -> None:
 
 
 EXAMPLES = [example for section in sections() for example in section.examples]
+NAMES_ETCD = next(number for number, example in enumerate(EXAMPLES) if "COORDJOURNAL_ETCD=" in example.command)
 
 
 class Transcript:
-    """Runs the examples in their order; each is run once, when it or a later one is asked for."""
+    """Runs the examples in their order; each is run once, when it or a later one is asked for.
 
-    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        Shell(directory, monkeypatch)
+    From the one that names an etcd on they have a real one, of their own.
+    """
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, stack: ExitStack) -> None:
+        self._shell = Shell(directory, monkeypatch)
         self._directory = directory
         self._monkeypatch = monkeypatch
+        self._stack = stack
         self._printed: list[str] = []
+        self._job: subprocess.Popen[bytes] | None = None
 
     def printed(self, number: int) -> str:
         self._monkeypatch.chdir(self._directory)
@@ -135,14 +144,21 @@ class Transcript:
         words = shlex.split(example.command, posix=True)
         match words[0]:
             case "export":
-                self._monkeypatch.setenv(*words[1].split("=", 1))
+                name, value = words[1].split("=", 1)
+                if name == "COORDJOURNAL_ETCD":
+                    value = self._stack.enter_context(EtcdServer(self._directory / "etcd")).endpoint
+                self._monkeypatch.setenv(name, value)
                 return ""
+            case "kill":
+                return self._end_job()
             case "cat":
                 Path(words[1]).write_text(example.output)
                 return example.output
             case "git":
                 return subprocess.run(words, capture_output=True, text=True, check=True).stdout
         assert words.pop(0) == "coordjournal"
+        if words[-1] == "&":
+            return self._begin_job(words[:-1])
         tell_code = words[-2:] == ["echo", "$?"]
         if tell_code:
             del words[-2:]
@@ -157,15 +173,39 @@ class Transcript:
         unexpected = "" if tell_code or not code else f"[the exit code is {code}]\n"
         return printed.getvalue().decode() + (f"{code}\n" if tell_code else unexpected)
 
+    def _begin_job(self, words: list[str]) -> str:
+        """Start a node, and wait until it holds what it was told to."""
+        self._job = job = self._stack.enter_context(self._shell.start(*words))
+        self._stack.callback(job.kill)
+        assert job.stderr is not None
+        said = job.stderr.readline().decode()
+        deadline = time.monotonic() + 20
+        while not all(space["holder"] for space in self._shell.ok("status", words[1], "-o", "json").json):
+            assert time.monotonic() < deadline, "the node does not hold its space"
+            time.sleep(0.02)
+        return said
+
+    def _end_job(self) -> str:
+        job, self._job = self._job, None
+        assert job is not None
+        job.terminate()
+        out, err = job.communicate(timeout=20)
+        assert job.returncode == 0
+        return (out + err).decode()
+
 
 @pytest.fixture(scope="module")
 def transcript(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Transcript]:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        yield Transcript(tmp_path_factory.mktemp("transcript"), monkeypatch)
+    with pytest.MonkeyPatch.context() as monkeypatch, ExitStack() as stack:
+        yield Transcript(tmp_path_factory.mktemp("transcript"), monkeypatch, stack)
 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)), ids=[example.command for example in EXAMPLES])
-def test_an_example_prints_what_is_documented(number: int, transcript: Transcript) -> None:
+def test_an_example_prints_what_is_documented(
+    number: int, transcript: Transcript, request: pytest.FixtureRequest
+) -> None:
+    if number >= NAMES_ETCD:
+        request.getfixturevalue("coordjournal_etcd_binary")  # else it is skipped, and says why
     example = EXAMPLES[number]
     documented, printed = example.output.splitlines(), transcript.printed(number).splitlines()
     assert len(documented) == len(printed), "\n".join(printed)
