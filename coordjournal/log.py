@@ -361,8 +361,11 @@ class DecisionLog:
                 raise replica.set_back(head)
         return state
 
-    def close(self) -> None:
-        """Decide what was submitted, then let go of everything; whatever follows raises `Closed`."""
+    def close(self, timeout: float = _CLOSE_SECONDS) -> None:
+        """Decide what was submitted, then let go of everything; whatever follows raises `Closed`.
+
+        What is not decided after `timeout` seconds gets `Closed` where it was not taken on, else `Undecided`.
+        """
         if self._pid not in (0, os.getpid()):
             self._closed = True
             return
@@ -372,7 +375,7 @@ class DecisionLog:
         if parts is None or not first:
             return
         store, authority = parts
-        authority.close(_CLOSE_SECONDS)
+        authority.close(timeout)
         with self._lock:
             replicas, self._replicas = list(self._replicas.values()), {}
         for replica in replicas:

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, Final
 
 import click
 
+from coordjournal.cli.exits import LATE_SECONDS
 from coordjournal.cli.options import SEQ, Command, Group, Settings, complete_space
 from coordjournal.cli.output import Output, StdoutLost, note
 from coordjournal.entry import MAX_APPEND_BYTES, Receipt
@@ -197,7 +198,8 @@ def _decide(ctx: click.Context, event: Event) -> None:
     log = settings.open_log()
     try:
         receipt = log.append(asked.space, event, key=key, expect=asked.expect, timeout=settings.timeout)
-    except (Unavailable, Undecided) as error:  # not closed, which would wait for the same thing once more
+    except (Unavailable, Undecided) as error:
+        log.close(LATE_SECONDS)
         raise type(error)(f"{settings.placed(error)} (the key is {key})") from error
     except (KeyboardInterrupt, SystemExit):
         note(f"interrupted: it may have been appended; to make sure, append it again with --key {key}")

@@ -39,6 +39,9 @@ INTERRUPTED: Final = 130
 PIPE_CLOSED: Final = 141
 TERMINATED: Final = 143
 
+LATE_SECONDS: Final = 0.5
+"""For how long a log is closed after a timeout: what did not come in time is not waited for once more."""
+
 _CODES: Final[tuple[tuple[type[BaseException], int], ...]] = (
     (click.ClickException, USAGE),
     (NotFound, NOT_FOUND),

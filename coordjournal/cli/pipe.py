@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 import click
 
-from coordjournal.cli.exits import TRY_AGAIN, encodable, error_document, exit_code
+from coordjournal.cli.exits import LATE_SECONDS, TRY_AGAIN, encodable, error_document, exit_code
 from coordjournal.cli.lines import Ask, BadLine, parse, stdin_lines
 from coordjournal.cli.options import Command, Number, Settings, complete_space
 from coordjournal.cli.output import StdoutLost
@@ -68,7 +68,9 @@ def pipe(settings: Settings, space: str, jobs: int) -> int:
             answer.print(line)
         raise
     finally:
-        if answer.worst != TRY_AGAIN:  # after a timeout it would wait for the same thing once more
+        if answer.worst == TRY_AGAIN:
+            log.close(LATE_SECONDS)
+        else:
             log.close()
     return answer.worst
 
