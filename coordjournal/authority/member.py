@@ -82,6 +82,7 @@ class Member:
         self._ask_at = 0.0
         self._ask_after = _ASK_SECONDS
         self._not_before = 0.0  # of the next campaign
+        self._others_until = 0.0  # it was handed over: the others come first
         self._last_group = 0  # how many own appends were in it
         self._failures = 0
         self._missing_since: float | None = None
@@ -186,6 +187,8 @@ class Member:
     def hint_holder(self, session: str | None) -> None:
         """Note that the space is now held by `session`; empty: by nobody; None: that may have changed."""
         self._forwarding.holder = session
+        if session and session != self._node.id:
+            self._others_until = 0.0
         if session != self._node.id or self.tenure is None:
             self._ask_at = 0.0
             self._kick(self)
@@ -197,7 +200,7 @@ class Member:
                 self._successor = session  # of none, as an operator's `-` is, whoever needs it comes next
         elif session == self._node.id:
             self._needed = True
-            self._not_before = 0.0
+            self._not_before = self._others_until = 0.0
             self._forwarding.holder = None
         self._kick(self)
 
@@ -447,7 +450,8 @@ class Member:
         forwarding, now = self._forwarding, self._node.clock()
         wanted = bool(self._queue or forwarding.open or self._needed or self.keep)
         mine = forwarding.holder == self._node.id
-        if self._may_hold and wanted and now >= self._not_before and (mine or not forwarding.holder):
+        begin = max(self._not_before, self._others_until)
+        if self._may_hold and wanted and now >= begin and (mine or not forwarding.holder):
             return self._campaign()
         if forwarding.open and now >= self._ask_at:
             forwarding.ask()
@@ -474,7 +478,7 @@ class Member:
             self._needed = False
         due = [self._ask_at] if forwarding.open else []
         if self._may_hold and wanted and not forwarding.holder:
-            due.append(self._not_before)
+            due.append(begin)
         return max(0.0, min(due) - now) if due else (None if self.idle else _ASK_SECONDS)
 
     def _campaign(self) -> float:
@@ -660,7 +664,7 @@ class Member:
         successor, self._successor = self._successor, None
         logger.info("space %s: handed over to %s", self.space, successor or "whoever needs it")
         self._step_down("it is handed over")
-        self._not_before = self._node.clock() + (_SUCCESSOR_SECONDS if successor else _OTHERS_FIRST_SECONDS)
+        self._others_until = self._node.clock() + (_SUCCESSOR_SECONDS if successor else _OTHERS_FIRST_SECONDS)
         tenure.let_go(successor or "")
         self._forwarding.holder = ""
         return 0.0

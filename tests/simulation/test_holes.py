@@ -334,6 +334,19 @@ def test_a_space_that_is_handed_over_waits_for_its_successor(world: Hands) -> No
     assert campaign(chosen.node, SPACE).created
 
 
+def test_who_handed_over_comes_again_at_once_when_its_successor_has_left(world: Hands) -> None:
+    holder, chosen = holding(world), Hand(world, "b")
+    chosen.node.ensure_session()
+    holder.member.hint_successor(chosen.node.id)
+    holder.steps()
+    took = campaign(chosen.node, SPACE)
+    tell_outcomes(holder)
+    world.server.txn([], [Delete(KEYS.holder(SPACE))])
+    tell_outcomes(holder)
+    assert took.created
+    assert holder.append("k2").seq == 2, "though no time has passed"
+
+
 # Watches.
 
 
