@@ -85,11 +85,13 @@ class Keyspace:
     def clear(self, known: KeyValue | None, *, journal: bool) -> None:
         """Delete all holders, intents and outcomes, so that nobody serves; the journal's key too if so said.
 
-        `known` is the journal's key as it was read. Raises `Unavailable` if it is another by now.
+        The sessions' keys go along: what they sent before cannot land any more. `known` is the journal's key
+        as it was read. Raises `Unavailable` if it is another by now.
         """
         keys = self.keys
         guard = Compare(keys.journal, "mod_revision", 0 if known is None else known.mod_revision)
-        then: list[Operation] = [Delete(*range_of(part)) for part in (keys.holders, keys.intents, keys.outcomes)]
+        parts = (keys.holders, keys.intents, keys.nodes, keys.outcomes)
+        then: list[Operation] = [Delete(*range_of(part)) for part in parts]
         if not self.txn([guard], [*then, Delete(keys.journal)] if journal else then)[0]:
             raise Unavailable(f"somebody else changed whose journal is under {self.place}; run the command again")
 
@@ -102,13 +104,17 @@ class Keyspace:
         return self.replace_head(space, encode_head(value), before)
 
     def replace_head(self, space: str, raw: bytes | None, before: KeyValue | None) -> bool:
-        """Put `raw`, or nothing, where `before` is, and clear the space of its holder and its intents."""
+        """Put `raw`, or nothing, where `before` is, and clear the space of its holder and its intents.
+
+        Among these are the tombstones that keep withdrawn puts from landing; so the sessions' keys, which every
+        put is guarded by, go with them, and each living process opens its session anew.
+        """
         keys = self.keys
         key = keys.head(space)
         guard = Compare(key, "mod_revision", before.mod_revision if before is not None else 0)
         change: Operation = Put(key, raw) if raw is not None else Delete(key)
-        done, _ = self.txn([guard], [change, Delete(keys.holder(space)), Delete(*range_of(keys.intents_of(space)))])
-        return done
+        cleared = [Delete(keys.holder(space)), Delete(*range_of(keys.intents_of(space))), Delete(*range_of(keys.nodes))]
+        return self.txn([guard], [change, *cleared])[0]
 
     def tell_journal(self, journal: str) -> None:
         """Put the journal's id, where there is none. Raises `ForeignRepository` if there is another one."""

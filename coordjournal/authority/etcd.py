@@ -331,8 +331,12 @@ class EtcdAuthority:
                 member.hint_holder(None)
 
     def _rescan(self) -> None:
-        """Find what the watch did not tell: intents that wait, and holders' keys of ours that we do not serve."""
+        """Find what no watch told: intents that wait, holders' keys of ours that we do not serve, a session's loss."""
         keys = self.node.keys
+        self.node.doubt_session()
+        if not self.node.session.created:
+            logger.warning("the key of session %s is gone, as after a recovery; it is put anew", self.node.id)
+            self.node.ensure_session()
         intents, holders = self.node.get(
             Get(*range_of(keys.intents), limit=_MAX_RESCAN, only="keys"),
             Get(*range_of(keys.holders), limit=_MAX_RESCAN),

@@ -61,12 +61,16 @@ class Hands:
         while self.server.revision < revision - 1:
             self.server.txn((), [Put(b"/elsewhere", b"")])
 
+    def publish(self, head: Head) -> None:
+        """Publish a head as `recover` of one space does."""
+        assert self.operator.publish(SPACE, head, self.store.identity(SPACE, head), self.operator.head(SPACE))
+
     def recover(self, head: Head, *, marked: bool = True) -> None:
         """Publish a head as `recover` does; `marked` is false for a naive one, which clears nothing either."""
         identity = self.store.identity(SPACE, head)
         if marked:
             self.operator.clear(self.operator.journal(), journal=False)
-            assert self.operator.publish(SPACE, head, identity, self.operator.head(SPACE))
+            self.publish(head)
         else:
             raw = encode_head(HeadValue(head.seq, head.commit, head.term, identity))
             self.server.txn((), [Put(KEYS.head(SPACE), raw)])

@@ -208,8 +208,54 @@ def test_a_snapshot_brings_withdrawn_intents_back_and_a_recovery_clears_them(wor
     world.recover(head)
     first, end = range_of(KEYS.intents)
     assert not [kv for kv in world.server.peek_all() if first <= kv.key < end]
-    holder.append("k3")
+    third = holder.submit("k3")
+    holder.steps()
+    pass_by(holder, 1.0)  # it finds out that its session's key is gone, and opens it anew
+    holder.steps()
+    assert third.result(0).seq == 3
     assert world.keys() == ["k1", "k2", "k3"]
+
+
+@pytest.mark.parametrize("cleared", ["all", "one space"])
+def test_a_withdrawn_put_does_not_land_when_a_recovery_has_cleared_its_tombstone(world: Hands, cleared: str) -> None:
+    """A schedule found it: what was told to be certainly not applied was, in the recovered etcd."""
+    holder, other = holding(world), Hand(world, "b")
+    other.fates = [(KEYS.intents, Fate.DELAY)]
+    future = other.submit("b1")
+    other.steps()
+    assert not other.withdraw(future)
+    other.steps()
+    assert isinstance(future.exception(0), Unavailable)
+    intent = KEYS.intent(SPACE, other.node.id, 1)
+    tombstone = world.server.peek(intent)
+    assert tombstone is not None
+    assert not tombstone.value
+    if cleared == "all":
+        world.recover(world.head)
+    else:
+        world.publish(world.head)
+    assert world.server.txn([Compare(intent, "version", 0)], []).succeeded, "its place is free again"
+    world.server.land(world.server.in_flight[0])
+    assert world.server.peek(intent) is None
+    second = other.submit("b2")
+    for _ in range(3):
+        other.steps()
+        holder.member.hint_intents()
+        holder.steps()
+        pass_by(other, 1.0)
+    assert second.result(0).seq == 2, "the living process opens its session anew"
+    assert world.keys() == ["k1", "b2"]
+
+
+def test_a_process_that_only_waits_opens_its_session_anew_after_a_recovery(world: Hands) -> None:
+    holder, idle = holding(world), Hand(world, "b", role="holder")
+    idle.node.ensure_session()
+    world.recover(world.head)
+    assert world.server.peek(KEYS.node(idle.node.id)) is None, "nobody would see it"
+    pass_by(idle, 6.0)
+    for hand in (holder, idle):
+        hand.authority.tick()
+    assert world.server.peek(KEYS.node(idle.node.id)) is not None
 
 
 # Answers that never came.
