@@ -325,7 +325,7 @@ class EtcdAuthority:
 
     def _renew(self) -> None:
         if not self.node.renew():
-            logger.warning("session %s was lost; another one is opened", self.node.id)
+            logger.warning("session %s has lost its lease; it is opened anew, with another one", self.node.id)
             self.node.ensure_session()
             for member in list(self.members.values()):
                 member.hint_holder(None)
