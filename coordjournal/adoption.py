@@ -7,15 +7,9 @@ on everything that the plan rests on. `docs/authority.md` says what may happen b
 from __future__ import annotations
 
 import os
-import shutil
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Final, NamedTuple
-
-import pygit2
 
 from coordjournal.authority.settings import Settings
 from coordjournal.authority.wire import HeadValue, decode_head, encode_head
@@ -31,11 +25,9 @@ from coordjournal.errors import (
 from coordjournal.etcd import KeyValue
 from coordjournal.heads import Case, Heads, known
 from coordjournal.keyspace import Keyspace
-from coordjournal.store import EMBEDDED, ETCD, compaction
-from coordjournal.store.files import file_system, is_network, is_sharable, locked, sync, sync_directory
-from coordjournal.store.git import GitStore
-from coordjournal.store.repository import Owner, Repository, write_owner
-from coordjournal.verification import verify_space
+from coordjournal.premises import GitPremises, Premises, store_of
+from coordjournal.store import EMBEDDED, ETCD, Store
+from coordjournal.store.repository import Owner
 
 _TRIES: Final = 5
 
@@ -64,63 +56,48 @@ def adopt(
     `dry_run`, or if it is so already. `etcd_is_gone` leaves an etcd that will never be seen again.
     Raises what `verify` does, `ForeignRepository`, `WrongAuthority`, `HeadMissing`, `MissingObjects`, `Unavailable`.
     """
-    store = store_of(path)
+    here = GitPremises(store_of(path))
     named = settings is not None and bool(settings.etcd)
     to = to or (ETCD if named and not etcd_is_gone else EMBEDDED)
-    owner = store.repository.owner()
+    owner = here.owner()
     with ExitStack() as stack:
         if to == ETCD:
             if settings is None or not named:
                 raise InvalidEvent("to which etcd? name it with --etcd")
             etcd = Keyspace.connected(settings, stack)
-            return _adopt_to_etcd(store, owner, etcd, etcd_is_gone=etcd_is_gone, dry_run=dry_run)
-        if owner is not None and owner == Owner(EMBEDDED, owner.journal):
-            return Adopted(owner.journal, len(store.spaces()), changed=False, steps=[])
+            return adopt_to_etcd(here, etcd, etcd_is_gone=etcd_is_gone, dry_run=dry_run)
         leaves = None
         if owner is not None and owner.authority == ETCD and not etcd_is_gone:
             if settings is None or not named:
                 raise WrongAuthority(
                     "appends go through etcd here, and whoever still holds a space must learn that it does not",
-                    str(store.repository.path),
+                    here.where,
                     "name the etcd that it leaves with --etcd; if that is gone for good, say --etcd-is-gone",
                 )
             leaves = Keyspace.connected(settings, stack)
-        return _adopt_to_embedded(store, owner, leaves, dry_run=dry_run)
-
-
-def store_of(path: str | os.PathLike[str]) -> GitStore:
-    """Return the store at `path`, as a writer that is told apart from all others."""
-    writer = f"-{os.getpid()}-{os.urandom(4).hex()}"
-    clock = lambda: datetime.now(UTC)  # noqa: E731  # it is one where it is used
-    return GitStore(Path(path), node=socket.gethostname(), clock=clock, random=os.urandom, writer=writer)
+        return adopt_to_embedded(here, leaves, dry_run=dry_run)
 
 
 # To etcd.
 
 
-def _adopt_to_etcd(
-    store: GitStore, owner: Owner | None, etcd: Keyspace, *, etcd_is_gone: bool, dry_run: bool
-) -> Adopted:
-    repository, place = store.repository, etcd.place
-    _check_place(repository, owner, place, etcd_is_gone=etcd_is_gone)
-    if not is_sharable(kind := file_system(repository.path)):
-        raise WrongAuthority(
-            f"the file system ({kind}) promises too little for hosts that share it",
-            str(repository.path),
-            "move it to one that docs/deployment.md names",
-        )
+def adopt_to_etcd(here: Premises, etcd: Keyspace, *, etcd_is_gone: bool = False, dry_run: bool = False) -> Adopted:
+    """Give a repository etcd's authority, as `adopt` does."""
+    store, owner, place = here.store, here.owner(), etcd.place
+    _check_place(here, owner, place, etcd_is_gone=etcd_is_gone)
+    here.check_sharable()
     spaces = store.spaces()
     if owner is None:
-        check_clone(repository, spaces)
+        here.check_clone(spaces)
     journal = owner.journal if owner is not None else os.urandom(16).hex()
     key = etcd.journal()
     etcd.check(key, journal)
     if key is not None and owner == Owner(ETCD, journal, place):
         return Adopted(journal, len(spaces), changed=False, steps=[])
-    plan = _Plan(store, etcd)
+    plan = _Plan(here, etcd)
     steps = [f"verify space {space}" for space in spaces]
     if owner is None:
-        steps += remote_steps(repository)
+        steps += remote_steps(here)
     steps.append(f"make it journal {journal} of etcd under {place}")
     holders, intents = etcd.counts()
     if holders or intents:
@@ -133,27 +110,27 @@ def _adopt_to_etcd(
     if not dry_run:
         with ExitStack() as locks:
             held: set[str] = set()
-            for space in _lock_all(store, locks, held):
-                verify_space(store, space)
+            for space in here.hold_all(locks, held):
+                here.verify(space)
             plan.make()  # refuses now rather than half-way
             if owner is None:
-                forget_remotes(repository)
+                here.forget_remotes()
             etcd.clear(key, journal=True)
-            replace_owner(repository, Owner(ETCD, journal, place))
-            spaces = _lock_all(store, locks, held)  # one that was under way then is here now; no other begins
+            here.give_to(Owner(ETCD, journal, place))
+            spaces = here.hold_all(locks, held)  # one that was under way then is here now; no other begins
             cases, stale = plan.make()
             _carry_out(store, etcd, plan, cases, stale)
             etcd.tell_journal(journal)
     return Adopted(journal, len(spaces), changed=True, steps=steps)
 
 
-def _check_place(repository: Repository, owner: Owner | None, place: str, *, etcd_is_gone: bool) -> None:
+def _check_place(here: Premises, owner: Owner | None, place: str, *, etcd_is_gone: bool) -> None:
     """Refuse to go from one etcd to another: who holds a space there would not learn of it."""
     if owner is None or owner.authority != ETCD or owner.place == place or etcd_is_gone:
         return
     raise ForeignRepository(
         f"the repository's heads are under {owner.place}, not under {place}",
-        str(repository.path),
+        here.where,
         f"name --prefix {owner.place}; to move it, first `coordjournal adopt --to embedded --prefix {owner.place}`",
     )
 
@@ -161,9 +138,9 @@ def _check_place(repository: Repository, owner: Owner | None, place: str, *, etc
 class _Plan:
     """Which head of each space is to be published, as branch and etcd say."""
 
-    def __init__(self, store: GitStore, etcd: Keyspace) -> None:
-        self.heads = Heads(store)
-        self._store = store
+    def __init__(self, here: Premises, etcd: Keyspace) -> None:
+        self.heads = Heads(here)
+        self._store = here.store
         self._etcd = etcd
 
     def make(self) -> tuple[list[Case], dict[str, KeyValue]]:
@@ -185,7 +162,7 @@ class _Plan:
         return Case(space, found, head, False, step)
 
 
-def _carry_out(store: GitStore, etcd: Keyspace, plan: _Plan, cases: Sequence[Case], stale: dict[str, KeyValue]) -> None:
+def _carry_out(store: Store, etcd: Keyspace, plan: _Plan, cases: Sequence[Case], stale: dict[str, KeyValue]) -> None:
     for space, before in stale.items():
         etcd.replace_head(space, None, before)
     for case in cases:
@@ -197,23 +174,23 @@ def _carry_out(store: GitStore, etcd: Keyspace, plan: _Plan, cases: Sequence[Cas
 # To embedded.
 
 
-def _adopt_to_embedded(store: GitStore, owner: Owner | None, etcd: Keyspace | None, *, dry_run: bool) -> Adopted:
-    repository = store.repository
-    if is_network(kind := file_system(repository.path)):
-        raise WrongAuthority(
-            f"it is on a network file system ({kind})", str(repository.path), "copy it to a disk of this host"
-        )
+def adopt_to_embedded(here: Premises, etcd: Keyspace | None, *, dry_run: bool = False) -> Adopted:
+    """Give a repository to this host's own processes, as `adopt` does. `etcd` is the one that it leaves, if any."""
+    store, owner = here.store, here.owner()
+    if owner is not None and owner == Owner(EMBEDDED, owner.journal):
+        return Adopted(owner.journal, len(store.spaces()), changed=False, steps=[])
+    here.check_local()
     spaces = store.spaces()
     if owner is None:
-        check_clone(repository, spaces)
+        here.check_clone(spaces)
     journal = owner.journal if owner is not None else os.urandom(16).hex()
-    heads = Heads(store)
+    heads = Heads(here)
     steps = [f"verify space {space}" for space in spaces]
     key: KeyValue | None = None
     if owner is None:
-        steps += remote_steps(repository)
+        steps += remote_steps(here)
     elif etcd is not None:
-        _check_place(repository, owner, etcd.place, etcd_is_gone=False)
+        _check_place(here, owner, etcd.place, etcd_is_gone=False)
         key = etcd.journal()
         etcd.check(key, journal)
         steps += _leaving_steps(heads, etcd, spaces)
@@ -222,13 +199,13 @@ def _adopt_to_embedded(store: GitStore, owner: Owner | None, etcd: Keyspace | No
     steps.append(f"make it the embedded journal {journal}")
     if not dry_run:
         with ExitStack() as locks:
-            for space in _lock_all(store, locks, set()):
-                verify_space(store, space)
+            for space in here.hold_all(locks, set()):
+                here.verify(space)
             if owner is None:
-                forget_remotes(repository)
+                here.forget_remotes()
             elif etcd is not None:
                 _leave(heads, etcd, key)
-            replace_owner(repository, Owner(EMBEDDED, journal))
+            here.give_to(Owner(EMBEDDED, journal))
     return Adopted(journal, len(spaces), changed=True, steps=steps)
 
 
@@ -282,7 +259,7 @@ def _leave(heads: Heads, etcd: Keyspace, key: KeyValue | None) -> None:
             if kv is None:
                 break
             value = _published(kv, space)
-            gone = HeadValue(value.seq, value.commit, value.term, value.space, os.urandom(8).hex(), left=True)
+            gone = HeadValue(value.seq, value.commit, value.term, value.space, etcd.mark(), left=True)
             if etcd.replace_head(space, encode_head(gone), kv):
                 break
             kv = etcd.head(space)
@@ -293,66 +270,9 @@ def _leave(heads: Heads, etcd: Keyspace, key: KeyValue | None) -> None:
     etcd.clear(None, journal=True)
 
 
-# What it begins with, and `recover` too.
+# What `recover` does too.
 
 
-def check_clone(repository: Repository, spaces: Sequence[str]) -> None:
-    """Raise `ForeignRepository` if a repository that belongs to nobody cannot be made a journal."""
-    if (repository.path / "objects" / "info" / "alternates").exists():
-        raise ForeignRepository(
-            "it borrows objects of another repository (objects/info/alternates), which may delete them",
-            str(repository.path),
-            "clone it with `git clone --mirror --no-local` and adopt that",
-        )
-    if not spaces:
-        raise ForeignRepository("no branch here is a space's log", str(repository.path), "adopt a clone of a journal")
-
-
-def _lock_all(store: GitStore, locks: ExitStack, held: set[str]) -> list[str]:
-    """Hold every lock there is but those `held`, and those of all spaces; return the spaces."""
-    repository = store.repository
-    names = {compaction.LOCK, *store.spaces()}
-    folder = repository.lock_path(compaction.LOCK).parent
-    names.update(name for name in os.listdir(folder))  # noqa: PTH208  # names only
-    for name in sorted(names - held):
-        locks.enter_context(locked(repository.lock_path(name)))
-        held.add(name)
-    return store.spaces()
-
-
-def replace_owner(repository: Repository, owner: Owner) -> None:
-    """Write into the config whose the repository is: all of it, or nothing of it, durably."""
-    config = repository.path / "config"
-    draft = repository.drafts() / f"config-{os.getpid()}-{os.urandom(4).hex()}"
-    try:
-        shutil.copy2(config, draft)
-        write_owner(draft, owner)
-        file = os.open(draft, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            sync(file)
-        finally:
-            os.close(file)
-        draft.replace(config)
-        sync_directory(repository.path)
-    except (OSError, pygit2.GitError) as error:
-        raise Unavailable(f"the config of {repository.path} cannot be written: {error}") from error
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def remote_steps(repository: Repository) -> list[str]:
+def remote_steps(here: Premises) -> list[str]:
     """Return what `forget_remotes` would do, in words."""
-    remotes = sorted({name.split(".", 1)[1].rpartition(".")[0] for name in _remote_settings(repository)})
-    return [f"remove the remote {remote}, from which a fetch would overwrite the branches" for remote in remotes]
-
-
-def _remote_settings(repository: Repository) -> set[str]:
-    config = pygit2.Config(str(repository.path / "config"))
-    return {entry.name for entry in config if entry.name.startswith("remote.")}
-
-
-def forget_remotes(repository: Repository) -> None:
-    """Delete the settings of all remotes; libgit2's own way would delete the branches with a mirror's."""
-    config = pygit2.Config(str(repository.path / "config"))
-    for name in _remote_settings(repository):
-        config.delete_multivar(name, ".*")
+    return [f"remove the remote {remote}, from which a fetch would overwrite the branches" for remote in here.remotes()]

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from typing import Final, NamedTuple
 
 from coordjournal.authority.wire import HeadValue, decode_head
 from coordjournal.entry import Head
 from coordjournal.errors import CoordJournalError, Corrupt, MissingObjects, NotFound, OperatorNeeded, Unavailable
 from coordjournal.etcd import KeyValue
+from coordjournal.premises import Premises
 from coordjournal.store import Diverged, HeadMoved
-from coordjournal.store.git import GitStore
-from coordjournal.store.orphans import Orphans
-from coordjournal.verification import verify_space
 
 _PAUSE_SECONDS: Final = 1.0
 
@@ -30,9 +27,9 @@ class Case(NamedTuple):
 class Heads:
     """The heads that a repository has or could have."""
 
-    def __init__(self, store: GitStore) -> None:
-        self._store = store
-        self._orphans = Orphans(store.repository)
+    def __init__(self, here: Premises) -> None:
+        self._here = here
+        self._store = here.store
 
     def branch(self, space: str) -> Head:
         """Return where the branch is."""
@@ -79,15 +76,15 @@ class Heads:
 
     def standing_on(self, space: str, branch: Head) -> list[Head]:
         """Return the ends of the sound logs that hold the branch and more: only etcd knew whether they count."""
-        return [tip for tip in self._orphans.on(space, branch) if self._is_sound(space, tip)]
+        return [tip for tip in self._here.standing_on(space, branch) if self._is_sound(space, tip)]
 
     def begun(self) -> set[str]:
         """Return the names of all spaces of which the repository has the first append, with a branch or without."""
-        return self._orphans.begun()
+        return self._here.begun()
 
     def _is_sound(self, space: str, head: Head) -> bool:
         try:
-            verify_space(self._store, space, head)
+            self._here.verify(space, head)
         except CoordJournalError:
             return False
         return True
@@ -145,11 +142,11 @@ class Heads:
 
     def has(self, space: str, head: Head) -> bool:
         """Whether a head's objects are here; looks for as long as another host's may be hidden."""
-        until = time.monotonic() + self._store.patience
+        until = self._here.now() + self._store.patience
         while not self._store.has(space, head):
-            if time.monotonic() >= until:
+            if self._here.now() >= until:
                 return False
-            time.sleep(_PAUSE_SECONDS)
+            self._here.sleep(_PAUSE_SECONDS)
         return True
 
     def holds(self, space: str, head: Head, part: Head) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Final
 
@@ -19,9 +20,14 @@ _MAX_KEYS: Final = 100_000
 class Keyspace:
     """Etcd, and the journal's keys in it. Every method raises `Unavailable` and `OperatorNeeded`."""
 
-    def __init__(self, etcd: Etcd, keys: Keys) -> None:
+    def __init__(self, etcd: Etcd, keys: Keys, random: Callable[[int], bytes] = os.urandom) -> None:
         self.keys = keys
         self._etcd = etcd
+        self._random = random
+
+    def mark(self) -> str:
+        """Return a word for a head that nobody has seen before."""
+        return self._random(8).hex()
 
     @classmethod
     def connected(cls, settings: Settings, stack: ExitStack) -> Keyspace:
@@ -100,7 +106,7 @@ class Keyspace:
 
         Clears the space of its holder and its intents: no publish that was under way can follow.
         """
-        value = HeadValue(head.seq, head.commit, head.term, identity, mark=os.urandom(8).hex())
+        value = HeadValue(head.seq, head.commit, head.term, identity, mark=self.mark())
         return self.replace_head(space, encode_head(value), before)
 
     def replace_head(self, space: str, raw: bytes | None, before: KeyValue | None) -> bool:

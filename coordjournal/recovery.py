@@ -10,7 +10,7 @@ import os
 from contextlib import ExitStack
 from typing import NamedTuple
 
-from coordjournal.adoption import check_clone, forget_remotes, remote_steps, replace_owner, store_of
+from coordjournal.adoption import remote_steps
 from coordjournal.authority.settings import Settings
 from coordjournal.entry import check_space
 from coordjournal.errors import (
@@ -25,10 +25,9 @@ from coordjournal.errors import (
 from coordjournal.etcd import KeyValue
 from coordjournal.heads import Case, Heads, known
 from coordjournal.keyspace import Keyspace
+from coordjournal.premises import GitPremises, Premises, store_of
 from coordjournal.store import ETCD
-from coordjournal.store.git import GitStore
 from coordjournal.store.repository import Owner
-from coordjournal.verification import verify_space
 
 
 class Recovered(NamedTuple):
@@ -67,29 +66,42 @@ def recover(
         check_space(space)
     if not settings.etcd:
         raise InvalidEvent("which etcd? name it with --etcd")
-    store = store_of(path)
     with ExitStack() as stack:
-        plan = _Plan(store, Keyspace.connected(settings, stack), space, to)
-        if plan.steps and not dry_run:
-            if plan.losses and not accept_loss:
-                raise OperatorNeeded(
-                    f"published entries would be lost: {'; '.join(plan.losses)}",
-                    str(store.repository.path),
-                    "bring their objects back; or say --accept-loss",
-                )
-            plan.carry_out()
-        wrong = [str(error) for error in plan.wrong]
-        return Recovered(plan.spaces, bool(plan.steps), bool(plan.losses), plan.steps, plan.notes, wrong)
+        here, etcd = GitPremises(store_of(path)), Keyspace.connected(settings, stack)
+        return recover_heads(here, etcd, space, to=to, accept_loss=accept_loss, dry_run=dry_run)
+
+
+def recover_heads(
+    here: Premises,
+    etcd: Keyspace,
+    space: str | None = None,
+    *,
+    to: str | None = None,
+    accept_loss: bool = False,
+    dry_run: bool = False,
+) -> Recovered:
+    """Publish the heads that a repository has, as `recover` does."""
+    plan = _Plan(here, etcd, space, to)
+    if plan.steps and not dry_run:
+        if plan.losses and not accept_loss:
+            raise OperatorNeeded(
+                f"published entries would be lost: {'; '.join(plan.losses)}",
+                here.where,
+                "bring their objects back; or say --accept-loss",
+            )
+        plan.carry_out()
+    wrong = [str(error) for error in plan.wrong]
+    return Recovered(plan.spaces, bool(plan.steps), bool(plan.losses), plan.steps, plan.notes, wrong)
 
 
 class _Plan:
     """What was found, and what is to be done about it."""
 
-    def __init__(self, store: GitStore, etcd: Keyspace, space: str | None, to: str | None) -> None:
-        self._store, self._etcd = store, etcd
+    def __init__(self, here: Premises, etcd: Keyspace, space: str | None, to: str | None) -> None:
+        self._here, self._store, self._etcd = here, here.store, etcd
         self._key, found = etcd.journal(), etcd.heads()
-        self._journal, self._is_clone = _owned(store, etcd, self._key, found)
-        self._heads = Heads(store)
+        self._journal, self._is_clone = _owned(here, etcd, self._key, found)
+        self._heads = Heads(here)
         self._cases: list[Case] = []
         self.wrong: list[CoordJournalError] = []
         self.notes: list[str] = []
@@ -102,7 +114,7 @@ class _Plan:
         self.losses = [case.step for case in self._cases if case.loses]
         holders, intents = etcd.counts()
         self._clears = space is None and intents > 0
-        self.steps = remote_steps(store.repository) if self._is_clone else []
+        self.steps = remote_steps(here) if self._is_clone else []
         if self._is_clone:
             self.steps.append(f"make it journal {self._journal}, in the place of the repository that is lost")
         if self._clears:
@@ -134,12 +146,12 @@ class _Plan:
 
     def carry_out(self) -> None:
         """Do it. Raises `Unavailable` where something changed meanwhile, `Corrupt`."""
-        store, etcd = self._store, self._etcd
+        here, store, etcd = self._here, self._store, self._etcd
         for case in self._cases:
-            verify_space(store, case.space, case.head)
+            here.verify(case.space, case.head)
         if self._is_clone:
-            forget_remotes(store.repository)
-            replace_owner(store.repository, Owner(ETCD, self._journal, etcd.place))
+            here.forget_remotes()
+            here.give_to(Owner(ETCD, self._journal, etcd.place))
         if self._clears or self._key is None:
             etcd.clear(self._key, journal=False)
         for case in self._cases:
@@ -151,36 +163,35 @@ class _Plan:
             etcd.tell_journal(self._journal)
 
 
-def _owned(store: GitStore, etcd: Keyspace, key: KeyValue | None, found: dict[str, KeyValue]) -> tuple[str, bool]:
+def _owned(here: Premises, etcd: Keyspace, key: KeyValue | None, found: dict[str, KeyValue]) -> tuple[str, bool]:
     """Return the journal's id, and whether the repository is a clone that is to become that journal."""
-    owner = store.repository.owner()
+    owner = here.owner()
     if owner is None and key is not None:
-        _check_is_clone(store, etcd, found)
+        _check_is_clone(here, etcd, found)
         return key.value.decode("ascii", "replace"), True
     if owner is None or owner.authority != ETCD:
-        raise WrongAuthority(
-            "appends do not go through etcd here", str(store.repository.path), "run `coordjournal adopt`"
-        )
+        raise WrongAuthority("appends do not go through etcd here", here.where, "run `coordjournal adopt`")
     if owner.place != etcd.place:
         raise ForeignRepository(
             f"the repository's heads are under {owner.place}, not under {etcd.place}",
-            str(store.repository.path),
+            here.where,
             f"use --prefix {owner.place}",
         )
     etcd.check(key, owner.journal)
     return owner.journal, False
 
 
-def _check_is_clone(store: GitStore, etcd: Keyspace, found: dict[str, KeyValue]) -> None:
+def _check_is_clone(here: Premises, etcd: Keyspace, found: dict[str, KeyValue]) -> None:
     """Raise `ForeignRepository` unless the spaces here are those that etcd knows, by their ids."""
+    store = here.store
     spaces = store.spaces()
-    check_clone(store.repository, spaces)
+    here.check_clone(spaces)
     for space in spaces:
         value = known(found.get(space))
         if value is None or store.identity(space, store.head(space)) != value.space:
             raise ForeignRepository(
                 f"space {space} here is not the one that etcd knows under {etcd.place}",
-                str(store.repository.path),
+                here.where,
                 "name a clone of that journal; or make this one a journal of its own with `coordjournal adopt`,"
                 " under another --prefix",
             )

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import coordjournal as cj
-from coordjournal import adoption, overview
+from coordjournal import overview, premises
 from coordjournal.adoption import adopt
 from coordjournal.authority.wire import HeadValue, encode_head
 from coordjournal.entry import Append, Head
@@ -262,7 +262,7 @@ def test_adopt_is_killed_at_the_write_of_the_config_and_run_again(
     (etcd_with_three if way == "to embedded" else embedded_with_three)(place)
     if way == "clone":
         place.repo = mirror(place)
-    real = adoption.replace_owner
+    real = premises.replace_owner
 
     def killed(repository: Repository, owner: Owner) -> None:
         if after:
@@ -270,10 +270,10 @@ def test_adopt_is_killed_at_the_write_of_the_config_and_run_again(
         raise Killed
 
     to = "embedded" if way == "to embedded" else "etcd"
-    monkeypatch.setattr(adoption, "replace_owner", killed)
+    monkeypatch.setattr(premises, "replace_owner", killed)
     with pytest.raises(Killed):
         adopt(place.repo, place.settings, to=to)
-    monkeypatch.setattr(adoption, "replace_owner", real)
+    monkeypatch.setattr(premises, "replace_owner", real)
     went_on = [opened for opened in (place.log, place.embedded) if goes_on(opened)]
     assert len(went_on) <= 1, "a half-done adoption lets both append"
     adopt(place.repo, place.settings, to=to)
@@ -298,7 +298,7 @@ def test_a_config_that_is_half_written_is_not_seen(place: Place, monkeypatch: py
         path.write_text("[core]\n")
         raise Killed
 
-    monkeypatch.setattr(adoption, "write_owner", killed)
+    monkeypatch.setattr(premises, "write_owner", killed)
     with pytest.raises(Killed):
         adopt(place.repo, place.settings)
     with place.embedded() as log:
@@ -310,11 +310,11 @@ def test_a_space_that_begins_while_the_config_is_written_goes_along(
 ) -> None:
     """An embedded process was let in before, and moves the branch after."""
     embedded_with_three(place)
-    real = adoption.replace_owner
+    real = premises.replace_owner
     threads: list[threading.Thread] = []
 
     def begins(inside: threading.Event) -> None:
-        store = adoption.store_of(place.repo)
+        store = premises.store_of(place.repo)
         append = Append((alias(1),), "first", "bob@example.org", "2026-01-31T12:00:00.000000Z")
         with store.exclusive("new"):
             (written,) = store.write("new", Head(), [Ready(append, 1, append.encode(1))], 0)
@@ -331,7 +331,7 @@ def test_a_space_that_begins_while_the_config_is_written_goes_along(
         assert inside.wait(20)
         real(repository, owner)
 
-    monkeypatch.setattr(adoption, "replace_owner", meanwhile)
+    monkeypatch.setattr(premises, "replace_owner", meanwhile)
     assert adopt(place.repo, place.settings).spaces == 2
     threads[0].join(20)
     with place.log() as log:
@@ -590,7 +590,7 @@ def test_what_is_wrong_with_one_space_does_not_keep_recover_from_the_others(plac
 
 def orphan(place: Place, space: str, after: int) -> str:
     """Write an append on top of entry `after` that nobody publishes; return its commit."""
-    store = adoption.store_of(place.repo)
+    store = premises.store_of(place.repo)
     chain = list(store.read(space, store.head(space)))
     head = Head() if not after else chain[after - 1].head
     append = Append((alias(77),), f"orphan-{after}", "bob@example.org", "2026-01-31T12:00:00.000000Z")
@@ -632,7 +632,7 @@ def test_an_append_in_between_makes_recover_and_adopt_begin_anew(place: Place, m
         place.change(Put(place.keys.head(space), encode_head(value)))
         return verify_space(store, space, head)
 
-    monkeypatch.setattr("coordjournal.recovery.verify_space", meanwhile)
+    monkeypatch.setattr("coordjournal.premises.verify_space", meanwhile)
     with pytest.raises(cj.Unavailable, match="run the command again"):
         recover(place.repo, place.settings)
 

@@ -12,7 +12,7 @@ from tests.support import CHECKOUT
 
 PACKAGE = CHECKOUT / "coordjournal"
 
-OPERATORS = ["maintenance", "keyspace", "heads", "adoption", "recovery", "overview", "doctor"]
+OPERATORS = ["maintenance", "keyspace", "premises", "heads", "adoption", "recovery", "overview", "doctor"]
 
 # Lowest first; a module may import from lower layers, and from its own.
 LAYERS = [
