@@ -1,26 +1,116 @@
-"""An operator, who does to etcd what `recover` and `adopt` do, while everybody else goes on."""
+"""An operator, who runs the real `adopt` and `recover` on the simulated repository and etcd, while all others go on.
+
+Real are the plans, the heads that are chosen, every request to etcd and every step of the store, in their
+order (`coordjournal.adoption`, `recovery`, `heads`, `keyspace`). Simulated is what `Premises` stands for:
+the config, the locks, the walk over all objects. Git's own, its remotes and clones and the file system's kind
+among it, is tested in `tests/integration/test_adopt_recover.py`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
-from coordjournal.authority.wire import HeadValue, encode_head
-from coordjournal.entry import Head
-from coordjournal.errors import CoordJournalError, Corrupt, Unavailable
-from coordjournal.etcd import KeyValue
-from coordjournal.heads import known
+from coordjournal.adoption import adopt_to_embedded, adopt_to_etcd
+from coordjournal.entry import Appended, Head
+from coordjournal.errors import CoordJournalError, Corrupt, NotFound, OperatorNeeded
 from coordjournal.keyspace import Keyspace
-from coordjournal.store import EMBEDDED, ETCD, Diverged, HeadMoved
+from coordjournal.recovery import recover_heads
+from coordjournal.store.repository import Owner
 from coordjournal.testing.histories.events import Fault
+from tests.simulation.embedded import EmbeddedProcess
 from tests.simulation.model import ModelClient
-from tests.simulation.process import KEYS, PREFIX, entropy
+from tests.simulation.process import KEYS
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
 _TRIES: Final = 8
+_AWAY_SECONDS: Final = (0.0, 0.05, 0.5, 3.0)
+
+
+class SimulatedPremises:
+    """`coordjournal.premises.Premises` on the simulated disk."""
+
+    where = "the simulated disk"
+
+    def __init__(self, world: World) -> None:
+        self.store = world.store("op")
+        self._world = world
+
+    def owner(self) -> Owner | None:
+        disk = self._world.disk
+        if disk.owner is None:
+            raise NotFound("there is no repository")
+        authority, place = disk.owner
+        return Owner(authority, disk.journal, place)
+
+    def give_to(self, owner: Owner) -> None:
+        yield_point = self._world.scheduler.yield_point
+        yield_point("config: not written")
+        self._world.disk.owner = (owner.authority, owner.place)
+        yield_point("config: written")
+
+    def check_sharable(self) -> None:
+        """It is."""
+
+    def check_local(self) -> None:
+        """It is."""
+
+    def check_clone(self, spaces: Sequence[str]) -> None:
+        raise AssertionError("it is no clone")
+
+    def remotes(self) -> list[str]:
+        return []
+
+    def forget_remotes(self) -> None:
+        raise AssertionError("it has none")
+
+    def hold_all(self, locks: ExitStack, held: set[str]) -> list[str]:
+        names = {*self.store.spaces(), *self._world.spaces}  # as git's premises, it knows those that somebody has taken
+        for space in sorted(names - held):
+            if space in self._world.disk.locks:
+                self._world.schedule.note("an adoption waits for an append that is under way")
+            locks.enter_context(self.store.exclusive(space))
+            held.add(space)
+        return self.store.spaces()
+
+    def verify(self, space: str, head: Head | None = None) -> None:
+        keys: set[str] = set()
+        seq = 0
+        for appended in self.store.read(space, self.store.head(space) if head is None else head):
+            if appended.first != seq + 1 or appended.key in keys:
+                raise Corrupt(f"commit {appended.commit} does not follow", f"space {space}", seq=seq + 1)
+            seq = appended.seq
+            keys.add(appended.key)
+
+    def standing_on(self, space: str, head: Head) -> list[Head]:
+        children: dict[str, list[Appended]] = {}
+        for appended in self._lying_here(space):
+            children.setdefault(appended.parent, []).append(appended)
+        tips: list[Head] = []
+        reached = list(children.get(head.commit, ()))
+        while reached:
+            appended = reached.pop()
+            on_it = children.get(appended.commit, [])
+            reached += on_it
+            if not on_it:
+                tips.append(appended.head)
+        return sorted(tips, key=lambda tip: (tip.term, tip.seq), reverse=True)
+
+    def begun(self) -> set[str]:
+        return {space for space in self._world.spaces if any(not each.parent for each in self._lying_here(space))}
+
+    def _lying_here(self, space: str) -> list[Appended]:
+        commits = self._world.disk.commits
+        return [commit.appended for (where, _), commit in commits.items() if where == space]
+
+    def now(self) -> float:
+        return self._world.scheduler.now
+
+    def sleep(self, seconds: float) -> None:
+        self._world.scheduler.sleep(seconds)
 
 
 class Operator:
@@ -30,16 +120,16 @@ class Operator:
         self.busy = False
         self._world = world
         self._runs = 0
-        self._store = world.store("op")
+        self._here = SimulatedPremises(world)
         client = ModelClient(world.server, "operator", yield_point=world.scheduler.yield_point)
-        self._etcd = Keyspace(client, KEYS)
+        self._etcd = Keyspace(client, KEYS, world.entropy)
 
     def recover_soon(self) -> None:
         if not self.busy:
             self._spawn(self.recover)
 
     def leave_soon(self) -> None:
-        if not self.busy:
+        if not self.busy and self._world.disk.owner is not None:
             self._spawn(self.leave_and_come_back)
 
     def _spawn(self, command: Callable[[], None]) -> None:
@@ -50,111 +140,57 @@ class Operator:
     def _run(self, command: Callable[[], None]) -> None:
         world = self._world
         world.write(Fault(world.now(), "operator", command.__name__, "begin"))
-        for attempt in range(_TRIES):
-            try:
-                command()
-                break
-            except CoordJournalError:
-                if attempt == _TRIES - 1:
-                    raise
-                world.scheduler.sleep(0.5)
+        command()
         world.write(Fault(world.now(), "operator", command.__name__, "end"))
         self.busy = False
 
+    def _insist(self, command: Callable[[], None]) -> None:
+        """Run a command again, as it says, where something changed meanwhile."""
+        for attempt in range(_TRIES):
+            try:
+                command()
+                return
+            except CoordJournalError:
+                if attempt == _TRIES - 1:
+                    raise
+                self._world.scheduler.sleep(0.5)
+
     def recover(self) -> None:
-        """Do as `recover` of all spaces does; what stands on a branch it takes if it was published.
+        """Recover all spaces. Where a branch lags behind what was published last, choose that, as an operator may.
 
         A holder that wakes late may yet tell its callers so.
         """
-        world, etcd = self._world, self._etcd
-        era = world.server.era
-        key, found = etcd.journal(), etcd.heads()
-        journal = self._store.claim(ETCD, key.value.decode() if key is not None else "", PREFIX)
-        spaces = sorted({*found, *self._store.spaces(), *(s for s in world.spaces if world.truth(s).seq)})
-        etcd.clear(key, journal=False)
-        for space in spaces:
-            self._publish(space, found.get(space), always=False)
-        if key is None:
-            etcd.tell_journal(journal)
-        if world.server.era == era:
-            world.wrong = False
+        era = self._world.server.era
+        self._insist(self._recover)
+        if self._world.server.era == era:
+            self._world.wrong = False
 
-    def _publish(self, space: str, found: KeyValue | None, *, always: bool) -> None:
-        """Publish a space's head under a new mark, in the place of `found`, if it is not the right one."""
-        store, value = self._store, known(found)
-        branch, truth = store.head(space), self._world.truth(space)
-        right = truth if truth.seq and self._holds(space, truth, branch) else branch
-        if not right.seq:
-            return
-        if value is not None and not value.left and value.head == right and not always:
-            return
-        if not self._etcd.publish(space, right, store.identity(space, right), found):
-            raise Unavailable("its head changed meanwhile")
-        self._move(space, right)
-
-    def _holds(self, space: str, head: Head, part: Head) -> bool:
-        if head.seq < part.seq:
-            return False
-        try:
-            self._store.read(space, head, part.seq, part.commit)
-        except (Diverged, Corrupt):
-            return False
-        return True
-
-    def _move(self, space: str, head: Head) -> None:
-        """Move the branch to a head, unless it is there or further."""
-        for _ in range(_TRIES):
-            branch = self._store.head(space)
-            if branch == head or self._holds(space, branch, head):
-                return
-            try:
-                self._store.advance(space, branch, head)
-            except HeadMoved:
-                continue
+    def _recover(self) -> None:
+        here, etcd, world = self._here, self._etcd, self._world
+        for space in world.spaces:
+            truth, branch = world.truth(space), here.store.head(space)
+            if truth.seq > branch.seq and etcd.head(space) is None:
+                recover_heads(here, etcd, space, to=truth.commit)
+        done = recover_heads(here, etcd)
+        if done.wrong:
+            raise OperatorNeeded("; ".join(done.wrong), here.where, "look at it")
 
     def leave_and_come_back(self) -> None:
-        """As `adopt` to embedded, a few appends by an embedded process, and `adopt` to etcd."""
+        """Adopt to embedded and back to etcd, while embedded processes try to append before, meanwhile and after."""
         world = self._world
-        if world.disk.owner is None or world.disk.owner[0] == ETCD:
-            self._leave()
-        world.workload.append_embedded()
-        self._come_back()
+        beside = [EmbeddedProcess(world, f"e{self._runs}.{number}") for number in range(1 + world.schedule.pick(2))]
+        self._insist(self._leave)
+        world.scheduler.sleep(_AWAY_SECONDS[world.schedule.pick(len(_AWAY_SECONDS))])
+        if world.schedule.chance(0.5):  # in the middle of an append, if there is one soon
+            world.scheduler.sleep_until(lambda: bool(world.disk.locks), world.scheduler.now + 2)
+        if world.schedule.chance(0.25):
+            beside[0].kill()
+        self._insist(self._come_back)
+        for process in beside:
+            process.stop()
 
     def _leave(self) -> None:
-        etcd, store, disk = self._etcd, self._store, self._world.disk
-        key = etcd.journal()
-        if key is None:
-            raise Unavailable("nobody has appended yet")
-        with ExitStack() as locks:
-            for space in store.spaces():
-                locks.enter_context(store.exclusive(space))
-            etcd.clear(key, journal=True)
-            for space, before in etcd.heads().items():
-                kv: KeyValue | None = before
-                for _ in range(_TRIES):
-                    value = known(kv)
-                    assert kv is not None
-                    assert value is not None
-                    mark = entropy(9_000_000 + kv.mod_revision, 8).hex()
-                    gone = HeadValue(value.seq, value.commit, value.term, value.space, mark, left=True)
-                    if etcd.replace_head(space, encode_head(gone), kv):
-                        self._move(space, value.head)
-                        break
-                    kv = etcd.head(space)
-                else:
-                    raise Unavailable("it is still being appended to")
-            etcd.clear(None, journal=True)
-            disk.owner = (EMBEDDED, "")
+        adopt_to_embedded(self._here, self._etcd)
 
     def _come_back(self) -> None:
-        etcd, store, disk = self._etcd, self._store, self._world.disk
-        with ExitStack() as locks:
-            for space in store.spaces():
-                locks.enter_context(store.exclusive(space))
-            key = etcd.journal()
-            etcd.clear(key, journal=True)
-            disk.owner = (ETCD, PREFIX)
-            found = etcd.heads()
-            for space in sorted({*store.spaces(), *found}):
-                self._publish(space, found.get(space), always=True)
-            etcd.tell_journal(disk.journal)
+        adopt_to_etcd(self._here, self._etcd)

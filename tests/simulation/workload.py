@@ -5,15 +5,14 @@ from __future__ import annotations
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import coordjournal as cj
-from coordjournal.authority.lane import AppendFuture, Lane, Waiting
 from coordjournal.entry import Append, Receipt
-from coordjournal.errors import CoordJournalError, NotFound, Undecided
-from coordjournal.testing.histories.events import Consistency, Ended, What
-from coordjournal.testing.histories.recording import RecordedLog, Recorder
-from tests.simulation.process import Process, SimulatedReplica
+from coordjournal.errors import CoordJournalError, Undecided
+from coordjournal.testing.histories.events import Consistency, What
+from coordjournal.testing.histories.recording import RecordedLog
+from tests.simulation.process import Process
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -85,6 +84,10 @@ class Workload:
             does = (self._append, self._again_if_any, self._refusable, self._expecting, self._several, self._read)
             does[schedule.weighted((30, 20, 12, 8, 12, 18))](process, log, caller, space)
 
+    def new(self) -> Append:
+        """Return an append that nobody has asked for yet."""
+        return self._new()
+
     def _timeout(self) -> float:
         return _TIMEOUTS[self._world.schedule.weighted((30, 30, 20, 20))]
 
@@ -139,29 +142,6 @@ class Workload:
     def _read(self, process: Process, log: RecordedLog, caller: str, space: str) -> None:
         schedule = self._world.schedule
         log.read(space, _WHATS[schedule.pick(3)], _CONSISTENCIES[schedule.weighted((50, 25, 25))], timeout=3.0)
-
-    def append_embedded(self) -> None:
-        """Append as a process without etcd does, whoever may append; by whichever simulated thread this is."""
-        world = self._world
-        store = world.store("e")
-        name = f"embedded {len(world.events)}"
-        recorder = Recorder(world.write, name, world.now)
-        for space in world.spaces:
-            replica = SimulatedReplica(space, store, world.scheduler)
-            lane = Lane(space, store, {space: replica}.__getitem__, None)
-            parts: Any = lane
-            parts._thread = parts  # it is driven from here
-            append = self._new()
-            op = recorder.append_invoked(name, space, append)
-            future = AppendFuture(lane)
-            lane.put(Waiting(append, future))
-            try:
-                lane._serve()
-            except NotFound as error:
-                recorder.append_returned(op, error)
-            else:
-                recorder.append_returned(op, future.exception(0) or future.result(0))
-        world.write(Ended(world.now(), name))
 
 
 class _Call:
