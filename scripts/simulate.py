@@ -1,14 +1,16 @@
 """Simulate the protocol: `scripts/simulate --schedules 100000 --seed 7`; `--kind lossy` for one kind of world.
 
-A failure prints its seed, and a shrunk schedule with its steps. `--seed N --schedules 1` shows it again.
+A failure prints its seed, and a shrunk schedule with its steps. The last line is the command that shows it again.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from multiprocessing import Pool
 
 from tests.simulation.judging import simulate
@@ -18,13 +20,13 @@ from tests.simulation.schedule import Schedule, ScheduleFailed, explore
 CHUNK = 50
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="scripts/simulate", description=__doc__)
     parser.add_argument("--schedules", type=int, default=2_000, metavar="N", help="how many (2000)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="the first one's seed (0)")
     parser.add_argument("--kind", choices=[kind.name for kind in KINDS], help="of worlds; all kinds, if not given")
     parser.add_argument("--jobs", type=int, default=1, metavar="J", help="processes side by side (1)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     end = options.seed + options.schedules
     chunks = [(seed, min(seed + CHUNK, end), options.kind) for seed in range(options.seed, end, CHUNK)]
     began, done, failed = time.monotonic(), 0, False
@@ -33,9 +35,10 @@ def main() -> int:
         for (start, stop, _), (failure, ran) in zip(chunks, pool.imap(run, chunks), strict=True):
             kinds.update(ran)
             done += stop - start
-            if failure:
+            if failure is not None:
                 failed = True
-                print(f"\n{failure}\nagain: scripts/simulate --schedules {CHUNK} --seed {start}", flush=True)
+                seed, words = failure
+                print(f"\n{words}\nagain: {again(seed, options.kind)}", flush=True)
                 break
             seconds = time.monotonic() - began
             print(f"\r{done:,} schedules in {seconds:,.0f} s", end="", flush=True)
@@ -43,8 +46,13 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def run(chunk: tuple[int, int, str | None]) -> tuple[str, Counter[str]]:
-    """Simulate the schedules of some seeds; return what failed, if anything, and which kinds of world there were."""
+def again(seed: int, kind: str | None) -> str:
+    """Return the command that simulates the one schedule again: a seed means another world in another kind."""
+    return shlex.join(["scripts/simulate", "--schedules", "1", "--seed", str(seed), *(["--kind", kind] if kind else [])])
+
+
+def run(chunk: tuple[int, int, str | None]) -> tuple[tuple[int, str] | None, Counter[str]]:
+    """Simulate the schedules of some seeds; return which one failed and how, and which kinds of world there were."""
     start, stop, name = chunk
     kind = next((kind for kind in KINDS if kind.name == name), None)
     ran: Counter[str] = Counter()
@@ -55,8 +63,8 @@ def run(chunk: tuple[int, int, str | None]) -> tuple[str, Counter[str]]:
     try:
         explore(one, range(start, stop))
     except ScheduleFailed as failure:
-        return str(failure), ran
-    return "", ran
+        return (failure.seed, str(failure)), ran
+    return None, ran
 
 
 if __name__ == "__main__":

@@ -149,10 +149,12 @@ class ModelWatcher:
         """Lose what is due, of one watch or of all; the next pump tells None instead."""
         for each, (watch, _) in self._watches.items():
             if number in (None, each):
+                self._server.befell["a watch loses what it had to tell"] += any(watch.untold)
                 watch.lose()
 
     def die(self) -> None:
         """Die in silence: nothing is told any more, until `reconnect`."""
+        self._server.befell["a watch dies in silence"] += not self.silent
         self.silent = True
 
     def reconnect(self) -> None:

@@ -69,6 +69,13 @@ class SimulatedAuthority(EtcdAuthority):
         if not known:
             parts: Any = member
             parts._lock = SimulatedCondition(self.process.scheduler)
+            revoke = member.revoke
+
+            def let_go() -> None:
+                self.process.world.schedule.note(f"{self.process.name} lets go of {space}: no progress")
+                revoke()
+
+            parts.revoke = let_go
             self.process.spawn(f"works on {space}", lambda: self.work(member))
         return member
 
@@ -174,6 +181,7 @@ class Process:
         """End in order."""
         self.closing = True
         self.log.close()
+        self.world.schedule.note(f"{self.name} has closed in order")
         self.ended()
 
     def kill(self) -> None:

@@ -7,7 +7,7 @@ goes wrong on the way is for `client`. Where etcd promises nothing, it does what
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -99,11 +99,16 @@ class ModelEtcd:
         """The alarm: etcd takes deletions, and nothing that would make it grow."""
         self.down = False
         """Whether no request reaches it, and none lands."""
+        self.renews_the_dead: Callable[[], bool] = lambda: False
+        """Asked where a lease is renewed that was revoked before its time: etcd may answer as if it lived."""
+        self.befell: Counter[str] = Counter()
+        """What befell it and its watches, where that made a difference."""
         self.in_flight: list[Pending] = []
         self.watches: list[Watch] = []
         self._kvs: dict[bytes, KeyValue] = {}
         self._keys: list[bytes] = []
         self._leases: dict[int, _Lease] = {}
+        self._revoked: dict[int, int] = {}  # leases, and their TTLs
         self._last_lease = 7_587_000_000_000_000_000
         self._next_deadline = float("inf")  # no lease ends before this
         self._changes: list[Change] = []  # of the transaction under way
@@ -143,8 +148,12 @@ class ModelEtcd:
         return self._last_lease, ttl
 
     def keep_alive(self, lease: int) -> int:
+        """Renew a lease; 0 if it is gone. For one that was revoked `renews_the_dead` may say otherwise."""
         self.expire()
         if (held := self._leases.get(lease)) is None:
+            if lease in self._revoked and self.renews_the_dead():
+                self.befell["a renewal is answered after a revoke"] += 1
+                return self._revoked[lease]
             return 0
         held.deadline = self._deadline(held.ttl)
         return held.ttl
@@ -155,6 +164,8 @@ class ModelEtcd:
         A test may revoke one before its time, as etcd can.
         """
         self.expire()
+        if lease in self._leases:
+            self._revoked[lease] = self._leases[lease].ttl
         return self._end_lease(lease, by)
 
     # What befalls a server.
@@ -181,7 +192,8 @@ class ModelEtcd:
         """Elect another leader: it gives every lease its full TTL again."""
         self.expire()
         for held in self._leases.values():
-            held.deadline = self._deadline(held.ttl)
+            before, held.deadline = held.deadline, self._deadline(held.ttl)
+            self.befell["another leader prolongs a lease"] += held.deadline > before
 
     def compact(self, revision: int) -> None:
         """Forget the revisions below `revision`: a watch that has yet to tell one of them has missed it."""
@@ -192,6 +204,7 @@ class ModelEtcd:
         self.compacted = revision
         for watch in self.watches:
             if any(changes is not None and told < revision for told, changes in watch.untold):
+                self.befell["a watch misses what is compacted"] += 1
                 watch.lose()
 
     def snapshot(self) -> Snapshot:

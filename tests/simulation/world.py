@@ -78,6 +78,7 @@ class World:
         self.events: list[Event] = []
         self.write = self.events.append
         self.server = WatchedEtcd(self.scheduler, self.committed)
+        self.server.renews_the_dead = lambda: not self.healing and schedule.chance(0.5)
         self.network = WorldNetwork(self)
         self.ttl = 2 + schedule.pick(3)
         self.disk = SimulatedDisk(clock=self.scheduler, hidden_seconds=self.kind.hidden_seconds, fails=self.disk_fails)
