@@ -23,8 +23,11 @@ from coordjournal.entry import Append, Head, Receipt
 from coordjournal.errors import (
     Closed,
     CoordJournalError,
+    Corrupt,
+    HeadBehind,
     HeadMissing,
     MissingObjects,
+    NotFound,
 )
 from coordjournal.etcd import Change, EtcdError, Get, Watcher
 
@@ -102,18 +105,22 @@ class EtcdAuthority:
         node = self.node
         deadline = node.clock() + seconds
         head, found = node.published(space, seconds)
-        if found is None and node.store.head(space).seq:
-            head, found = node.published(space, seconds)  # the first append may have come just now
+        try:
+            branch = node.store.head(space)
+        except (Corrupt, NotFound):  # said by whoever needs it
             if found is None:
+                raise
+            branch = Head()
+        if branch.seq > head.seq:
+            # It may have grown just now. But it never is ahead of etcd, so one that is ahead of a later look says more.
+            head, found = node.published(space, max(0.0, deadline - node.clock()))
+            if branch.seq > head.seq:
                 node.identify()
-                raise HeadMissing(
-                    f"space {space} has a branch, and etcd knows no head of it: etcd was wiped, or it is another one",
-                    f"space {space}",
-                    f"name the right etcd and prefix; or run `coordjournal recover {space}`",
-                )
+                raise _fallen_behind(space, branch, head if found else None)
         pause, patient_until = 0.01, min(deadline, node.clock() + node.store.patience)
         while head.seq and not node.store.has(space, head):  # the branch may be in sight sooner
             if node.clock() >= patient_until:
+                node.identify()
                 raise MissingObjects(
                     f"entry {head.seq}, commit {head.commit}, is published, and its objects are not here",
                     f"space {space}",
@@ -447,3 +454,18 @@ class _HeadWatch:
         with self._moved:
             if self._seq <= seen.seq:
                 self._moved.wait(seconds)
+
+
+def _fallen_behind(space: str, branch: Head, head: Head | None) -> HeadMissing | HeadBehind:
+    if head is None:
+        return HeadMissing(
+            f"space {space} has a branch, and etcd knows no head of it: etcd was wiped, or it is another one",
+            f"space {space}",
+            f"name the right etcd and prefix; or run `coordjournal recover {space}`",
+        )
+    return HeadBehind(
+        f"the branch is at entry {branch.seq}, the published head is entry {head.seq} only: etcd was restored from an"
+        " older time",
+        f"space {space}",
+        f"run `coordjournal recover {space}`, which shows what there is",
+    )

@@ -59,8 +59,21 @@ def test_a_process_under_etcd_on_an_embedded_repository(site: Site, quick_path: 
 
 
 def test_another_prefix(site: Site) -> None:
-    with site.log(prefix=f"{site.prefix}other/") as log, pytest.raises(cj.ForeignRepository, match="prefix"):
-        append(log)
+    with site.log(prefix=f"{site.prefix}other/") as log:
+        with pytest.raises(cj.ForeignRepository, match="prefix"):
+            log.state(SPACE)
+        with pytest.raises(cj.ForeignRepository, match="prefix"):
+            append(log)
+
+
+def test_the_prefix_of_another_journal_with_a_space_of_this_name(site: Site, quick_path: Path) -> None:
+    prefix = f"{site.prefix}other/"
+    with site.log(quick_path / "other.git", prefix) as log:
+        for number in range(5):
+            append(log, f"k{number}")
+    for repo, place in ((site.repo, prefix), (quick_path / "other.git", site.prefix)):
+        with site.log(repo, place) as log, pytest.raises(cj.ForeignRepository, match="prefix"):
+            log.state(SPACE)
 
 
 def test_another_journals_etcd(site: Site, quick_path: Path) -> None:

@@ -104,6 +104,8 @@ def test_an_etcd_restored_from_before_appends_calls_for_an_operator(
     answers = [told(holder.futures["by-the-old-one"]), told(newcomer.futures["by-a-new-one"])]
     assert all(isinstance(answer, cj.HeadBehind | cj.Undecided) for answer in answers), answers
     assert any(isinstance(answer, cj.HeadBehind) for answer in answers), answers
+    with pytest.raises(cj.HeadBehind, match="recover"):
+        newcomer.authority.head(SPACE)  # a reader is not told that what it could see yesterday never was
     assert in_git(holder) == ["first", "later"], "the branch was not set back"
 
 
