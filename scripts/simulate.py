@@ -1,6 +1,6 @@
 """Simulate the protocol: `scripts/simulate --schedules 100000 --seed 7`; `--kind lossy` for one kind of world.
 
-A failure prints its seed, and a shrunk schedule with its steps. The last line is the command that shows it again.
+A failure prints its seed, a shrunk schedule with its steps, and the command that shows it again.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def again(seed: int, kind: str | None) -> str:
     """Return the command that simulates the one schedule again: a seed means another world in another kind."""
-    return shlex.join(["scripts/simulate", "--schedules", "1", "--seed", str(seed), *(["--kind", kind] if kind else [])])
+    return shlex.join(
+        ["scripts/simulate", "--schedules", "1", "--seed", str(seed), *(["--kind", kind] if kind else [])]
+    )
 
 
 def run(chunk: tuple[int, int, str | None]) -> tuple[tuple[int, str] | None, Counter[str]]:

@@ -160,7 +160,8 @@ class ModelWatcher:
     def reconnect(self) -> None:
         """Stand again, with None due for every watch."""
         self.silent = False
-        self.lose()
+        for watch, _ in self._watches.values():
+            watch.lose()
 
 
 class ModelClient:

@@ -51,8 +51,8 @@ class SimulatedDisk:
     """The disk: commits and branches, each synced or not. What is not synced all nodes see nevertheless.
 
     With `hidden_seconds` the commits of one node are hidden from the others for that long, as directory
-    caches of network file systems do. `fails` is asked by each step that may fail, "write", "advance" and
-    "sync", whether it does.
+    caches of network file systems do; `hides` is told until when, each time that somebody looks in vain. `fails`
+    is asked by each step that may fail, "write", "advance" and "sync", whether it does.
     """
 
     def __init__(
@@ -62,11 +62,15 @@ class SimulatedDisk:
         clock: Clock | None = None,
         hidden_seconds: float = 0.0,
         fails: Callable[[str], bool] = lambda _: False,
+        hides: Callable[[float], object] = lambda _: None,
     ) -> None:
         self.journal = journal
         self.clock: Clock = clock if clock is not None else _Always()
         self.hidden_seconds = hidden_seconds
         self.fails = fails
+        self.hides = hides
+        self.hid = 0
+        """How often somebody looked for what was hidden from him."""
         self.owner: tuple[str, str] | None = None  # authority and place
         self.commits: dict[tuple[str, str], _Commit] = {}
         self.branches: dict[str, _Branch] = {}
@@ -247,7 +251,11 @@ class SimulatedStore:
         found = disk.commits.get((space, commit))
         if found is None or found.writer == self._node:
             return found
-        return found if disk.clock.now >= found.written_at + disk.hidden_seconds else None
+        if disk.clock.now >= (seen_at := found.written_at + disk.hidden_seconds):
+            return found
+        disk.hid += 1
+        disk.hides(seen_at)
+        return None
 
     def _load(self, space: str, commit: str) -> Appended:
         found = self._in_sight(space, commit)

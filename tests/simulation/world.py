@@ -19,9 +19,11 @@ from coordjournal.etcd import Delete, KeyValue, Put, Refused
 from coordjournal.log import DecisionLog
 from coordjournal.store import EMBEDDED
 from coordjournal.testing.histories import (
+    AppendReturned,
     BranchSeen,
     Era,
     Event,
+    Examined,
     Fault,
     FinalHead,
     Healed,
@@ -76,12 +78,13 @@ class World:
         schedule.note(self.kind.name)
         self.scheduler = Scheduler(schedule, interfere=self.interfere, max_steps=_MAX_STEPS)
         self.events: list[Event] = []
-        self.write = self.events.append
         self.server = WatchedEtcd(self.scheduler, self.committed)
         self.server.renews_the_dead = lambda: not self.healing and schedule.chance(0.5)
         self.network = WorldNetwork(self)
         self.ttl = 2 + schedule.pick(3)
-        self.disk = SimulatedDisk(clock=self.scheduler, hidden_seconds=self.kind.hidden_seconds, fails=self.disk_fails)
+        self.disk = SimulatedDisk(
+            clock=self.scheduler, hidden_seconds=self.kind.hidden_seconds, fails=self.disk_fails, hides=self.disk_hides
+        )
         self.spaces = [SPACE] if schedule.chance(0.85) else [SPACE, "other"]
         self.workload = Workload(self, self.kind.ops)
         self.operator = Operator(self)
@@ -89,6 +92,7 @@ class World:
         self.heads: dict[str, list[HeadValue]] = {}  # every published head, in order
         self.broken: Exception | None = None
         self.healing = False
+        self.told = 0  # how often a watch told something before
         self.forked = False
         self.cut: dict[str, float] = {}  # hosts that reach no etcd until then
         self.wrong = False  # etcd was set back, and no operator has seen to it
@@ -129,7 +133,19 @@ class World:
         fails = self.schedule.chance(self.kind.disk_fails)
         if fails:
             self.schedule.note(f"the disk fails: {step}")
+            if step != "write":
+                self.write(Fault(self.now(), "branch", self.process_at_work))
         return fails
+
+    def disk_hides(self, until: float) -> None:
+        for kind in ("damage", "branch"):
+            self.write(Fault(self.now(), kind, self.process_at_work, "begin"))
+            self.write(Fault(until, kind, self.process_at_work, "end"))
+
+    @property
+    def process_at_work(self) -> str:
+        """The name of the process whose step it is."""
+        return self.scheduler.current.partition(" ")[0]
 
     # Its run.
 
@@ -160,8 +176,6 @@ class World:
             logger.setLevel(before[1])
 
     def _begin(self) -> None:
-        if self.kind.hidden_seconds:
-            self.write(Fault(self.now(), "damage", "what other hosts write is hidden for a while"))
         self.forked = self.schedule.chance(0.2)  # one program, which made its log before it forked
         twins = make_log() if self.forked else None
         for host in "abc"[: 2 + self.schedule.pick(2)]:
@@ -206,6 +220,7 @@ class World:
     def _note_end(self) -> None:
         """Note what there is when all is quiet."""
         at = self.now()
+        self.write(Examined(at, "the simulated disk"))  # what is published is looked at when it is
         for (space, _), commit in self.disk.commits.items():
             self.write(logged(at, space, commit.appended))
         for space in self.spaces:
@@ -267,7 +282,7 @@ class World:
     def tell(self) -> None:
         due = [watcher for process in self.living() for watcher in process.client.watchers if watcher.untold()]
         if due:
-            due[self.schedule.pick(len(due))].pump((None, 1)[self.schedule.pick(2)], merge=True)
+            self.told += due[self.schedule.pick(len(due))].pump((None, 1)[self.schedule.pick(2)], merge=True)
 
     def land(self) -> None:
         if self.server.in_flight and not self.server.down:
@@ -278,6 +293,7 @@ class World:
     def crash(self) -> None:
         if (process := self.some()) is not None:
             self.end(process)
+            self.schedule.note(f"{process.name} crashed")
 
     def end(self, process: Process) -> None:
         process.kill()
@@ -294,6 +310,7 @@ class World:
             for fellow in self.living():
                 if fellow.host == process.host:
                     self.end(fellow)
+            self.write(Fault(self.now(), "power", process.host))
             self.disk.lose_power(process.host, survives=lambda: self.schedule.chance(0.5))
             self.look_at_branches()
 
@@ -403,8 +420,8 @@ class World:
         """
         kvs = dict(snapshot.kvs)
         for space in self.spaces:
-            then, now = kvs.get(KEYS.head(space)), self.server.peek(KEYS.head(space))
-            if (then and then.value) == (now and now.value):
+            then = kvs.get(KEYS.head(space))
+            if (decode_head(then.value, "").head if then is not None else Head()) == self.truth(space):
                 kvs = {key: kv for key, kv in kvs.items() if not key.startswith(KEYS.intents_of(space))}
         return snapshot._replace(kvs=kvs)
 
@@ -461,17 +478,36 @@ class World:
         self._note_revision(made.revision, made.changes)
         for key, kv in made.changes:
             if kv is not None and key.startswith(KEYS.heads):
-                self.heads.setdefault(key.removeprefix(KEYS.heads).decode(), []).append(decode_head(kv.value, ""))
+                space, value = key.removeprefix(KEYS.heads).decode(), decode_head(kv.value, "")
+                self.heads.setdefault(space, []).append(value)
+                self._see_that_it_lasts(space, value.head)
+
+    def _see_that_it_lasts(self, space: str, head: Head) -> None:
+        """What is published is synced by then, down to the first append."""
+        commit = head.commit
+        while commit:
+            stored = self.disk.commits.get((space, commit))
+            if stored is None or not stored.synced:
+                what = "is not there" if stored is None else "is not synced"
+                self.write(Examined(self.now(), "the simulated disk", f"commit {commit} is published, and {what}"))
+                return
+            commit = stored.appended.parent
+
+    def write(self, event: Event) -> None:
+        """Note an event; at each receipt where the branches are."""
+        self.events.append(event)
+        if isinstance(event, AppendReturned) and event.receipt is not None:
+            self.look_at_branches(event.receipt.space)
 
     def _note_revision(self, revision: int, changes: Sequence[tuple[bytes, KeyValue | None]]) -> None:
-        for event in revisions(self.now(), self.server.era, revision, changes, PREFIX.encode()):
+        for event in revisions(self.now(), self.server.era, revision, changes, PREFIX.encode(), exact=True):
             self.write(event)
 
-    def look_at_branches(self) -> None:
-        """Note where a branch was moved to."""
+    def look_at_branches(self, surely: str = "") -> None:
+        """Note where a branch was moved to; where the one of space `surely` is, moved or not."""
         for space, branch in self.disk.branches.items():
-            commit = branch.synced.commit  # what was not synced others saw, and a power cut may undo
-            if self._branches.get(space, "") != commit:
+            commit = branch.head.commit  # what was not synced others see, and a power cut may undo
+            if space == surely or self._branches.get(space, "") != commit:
                 self._branches[space] = commit
                 embedded = self.disk.owner is not None and self.disk.owner[0] == EMBEDDED
                 self.write(BranchSeen(self.now(), space, commit, None if embedded else self.truth(space).seq))
