@@ -2,6 +2,7 @@
 
 ============================  ====================================================================
 `coordjournal_etcd_binary`    the etcd on the PATH, for `coordjournal.testing.etcd`
+`coordjournal_etcdctl`        the etcdctl on the PATH
 `coordjournal_etcd`           for the session: an `EtcdAtHand`, with `endpoints` and `source`
 `coordjournal_prefix`         for one test: a prefix of keys that no other test has
 `coordjournal_log`            for one test: an open `DecisionLog` at that etcd under that prefix
@@ -34,6 +35,7 @@ REQUIRE: Final = "COORDJOURNAL_REQUIRE_ETCD"
 """The variable that turns skips for want of an etcd into failures."""
 
 _NO_BINARY: Final = "there is no etcd on the PATH (Debian: apt-get install etcd-server)"
+_NO_CLIENT: Final = "there is no etcdctl on the PATH (Debian: apt-get install etcd-client)"
 _ANSWER_SECONDS: Final = 3.0
 
 
@@ -58,6 +60,14 @@ def coordjournal_etcd_binary() -> str:
     if (binary := shutil.which("etcd")) is None:
         _give_up(_NO_BINARY)
     return binary
+
+
+@pytest.fixture(scope="session")
+def coordjournal_etcdctl() -> str:
+    """Give the path of the `etcdctl` program, for tests that run what an operator would."""
+    if (program := shutil.which("etcdctl")) is None:
+        _give_up(_NO_CLIENT)
+    return program
 
 
 @pytest.fixture(scope="session")

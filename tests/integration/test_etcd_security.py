@@ -127,10 +127,10 @@ def shell(script: str, directory: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, coordjournal_etcd_binary: str) -> Iterator[Site]:
+def site(
+    tmp_path_factory: pytest.TempPathFactory, coordjournal_etcd_binary: str, coordjournal_etcdctl: str
+) -> Iterator[Site]:
     """Give a site as the deployment guide sets it up: its certificates, flags, roles, users, first start."""
-    if shutil.which("etcdctl") is None:
-        pytest.skip("there is no etcdctl on the PATH (Debian: apt-get install etcd-client)")
     directory = tmp_path_factory.mktemp("site")
     (commands,) = blocks(DEPLOYMENT, "Certificates")
     assert shell(commands, directory).returncode == 0
@@ -515,9 +515,7 @@ class Plain:
 
 
 @pytest.fixture
-def plain(tmp_path: Path, coordjournal_etcd_binary: str) -> Iterator[Plain]:
-    if shutil.which("etcdctl") is None:
-        pytest.skip("there is no etcdctl on the PATH (Debian: apt-get install etcd-client)")
+def plain(tmp_path: Path, coordjournal_etcd_binary: str, coordjournal_etcdctl: str) -> Iterator[Plain]:
     with EtcdServer(tmp_path / "etcd", binary=coordjournal_etcd_binary) as server:
         yield Plain(server, tmp_path)
 

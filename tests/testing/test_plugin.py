@@ -70,6 +70,27 @@ def test_an_endpoint_that_is_named_is_not_replaced_by_another_etcd(tmp_path: Pat
     assert f"there is no etcd to test with: COORDJOURNAL_TEST_ETCD is {NOWHERE}: " in said
 
 
+@pytest.mark.parametrize(
+    ("here", "required", "verdict"),
+    [
+        (["etcdctl"], "1", "0: 1 passed"),
+        (["etcd"], "0", "0: 1 skipped"),
+        (["etcd"], "1", "1: 1 error"),
+        (["etcd", "etcdctl"], "1", "0: 2 passed"),
+    ],
+)
+def test_etcd_and_etcdctl_are_missed_apart(tmp_path: Path, here: list[str], required: str, verdict: str) -> None:
+    for name in here:
+        (tmp_path / name).write_text("#!/bin/sh\n", encoding="ascii")
+        (tmp_path / name).chmod(0o755)
+    code = "def test_it(coordjournal_etcdctl):\n    assert coordjournal_etcdctl.endswith('/etcdctl')\n"
+    if len(here) == 2:
+        code += "def test_the_other(coordjournal_etcd_binary):\n    assert coordjournal_etcd_binary.endswith('/etcd')\n"
+    said = run(tmp_path, {"REQUIRE_ETCD": required}, path=str(tmp_path), code=code)
+    assert said.startswith(verdict), said
+    assert ("there is no etcdctl on the PATH" in said) == ("etcdctl" not in here)
+
+
 def test_loading_the_plugin_loads_no_library_of_etcd_or_of_containers() -> None:
     code = (
         "import coordjournal.testing.plugin, sys; print(sorted({'grpc', 'docker', 'testcontainers'} & {*sys.modules}))"
@@ -78,12 +99,19 @@ def test_loading_the_plugin_loads_no_library_of_etcd_or_of_containers() -> None:
         assert process.communicate()[0] == "[]\n"
 
 
-def run(directory: Path, variables: dict[str, str], *, path: str = "/nonexistent", engine: bool = False) -> str:
-    """Run pytest on `APPENDS` with only these variables of ours; return its exit code, verdict and output.
+def run(
+    directory: Path,
+    variables: dict[str, str],
+    *,
+    path: str = "/nonexistent",
+    engine: bool = False,
+    code: str = APPENDS,
+) -> str:
+    """Run pytest on some code with only these variables of ours; return its exit code, verdict and output.
 
     With `engine`, it may use the Docker engine that answers here.
     """
-    (directory / "test_code.py").write_text(APPENDS, encoding="utf-8")
+    (directory / "test_code.py").write_text(code, encoding="utf-8")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("COORDJOURNAL_", "PYTEST_"))}
     if not engine:
         kept["DOCKER_HOST"] = f"tcp://{NOWHERE}"
