@@ -155,7 +155,8 @@ class _Seen:
             )
         self._holders = {keys.space_of(keys.holders, kv.key): session_of(kv.value) for kv in holders.kvs}
         self._heads = {keys.space_of(keys.heads, kv.key): kv for kv in heads.kvs}
-        self._intents = Counter(keys.space_of(keys.intents, kv.key) for kv in intents.kvs)
+        waiting = (kv.key for kv in intents.kvs if not kv.lease)  # with a lease they are tombstones
+        self._intents = Counter(keys.space_of(keys.intents, key) for key in waiting)
         self._nodes = {
             kv.key.removeprefix(keys.nodes).decode("ascii", "replace"): decode_node(kv.value) for kv in nodes.kvs
         }

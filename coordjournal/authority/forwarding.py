@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from coordjournal.authority.node import Node, one
-from coordjournal.authority.tenure import receipt_head, roll_forward
+from coordjournal.authority.tenure import Parted, receipt_head, roll_forward, see_no_parting
 from coordjournal.authority.wire import (
     MAX_INTENT_APPENDS,
     OutcomeItem,
@@ -30,6 +30,7 @@ from coordjournal.entry import Append, Appended, Head, Receipt
 from coordjournal.errors import CoordJournalError, Undecided
 from coordjournal.etcd import Compare, Delete, Get, KeyValue, Operation, OutOfSpace, Put, Refused
 
+_MAX_SWEPT: Final = 60  # in one of etcd's transactions of 128 operations
 _MAX_INTENT_BYTES: Final = 64 << 10  # of several appends; one alone may have any allowed size
 
 logger = logging.getLogger(__name__)
@@ -89,18 +90,20 @@ class Sent:
 class Forwarding:
     """What this process has forwarded of one space and is not decided. One thread at a time.
 
+    `first` is the number of the first intent: of a session and a space none may come again, since outcomes stay.
     `gone` collects, in order, what is to be submitted anew: it is certain that no attempt can still be
     applied, but not always that none was (then `after` is set).
     """
 
-    def __init__(self, node: Node, space: str) -> None:
+    def __init__(self, node: Node, space: str, first: int = 1) -> None:
         self.open: dict[int, Sent] = {}
         self.gone: list[Asked] = []
+        self.emptied: dict[int, int] = {}  # mod-revisions of intents that hold nothing any more, by number
         self.holder: str | None = None  # as last seen; empty if there was none, None if it is not known
         self.head: Head | None = None  # the published one, as last seen
         self._node = node
         self._space = space
-        self._next = 1
+        self.next = first
 
     def unanswered(self) -> Sent | None:
         """Return the intent whose put was not answered; there is at most one."""
@@ -117,7 +120,7 @@ class Forwarding:
         Raises `Unanswered`: then `settle` comes next; `Refused`: then it is not put, and not open.
         """
         node, keys = self._node, self._node.keys
-        number, self._next = self._next, self._next + 1
+        number, self.next = self.next, self.next + 1
         sent = self.open[number] = Sent(number, asked, node.session.created, node.era)
         self._see(asked, node.store.head(self._space).seq)
         then: list[Operation] = [
@@ -212,9 +215,9 @@ class Forwarding:
             self._lose(sent, maybe=True)
             return True
         outcomes = [(asked, received(self._space, item)) for asked, item in found if item is not None]
-        self._follow(outcome for _, outcome in outcomes)
+        parting = self._follow(outcome for _, outcome in outcomes)
         for asked, outcome in outcomes:
-            asked.tell(as_own(asked, outcome))
+            self._tell(asked, outcome, parting)
         del self.open[number]
         return True
 
@@ -223,21 +226,34 @@ class Forwarding:
         items = by_key.get(key)
         return items.pop(0) if items else None
 
-    def _follow(self, outcomes: Iterable[Outcome]) -> None:
-        """See that the branch holds what is about to be acknowledged: its holder may have died before it moved it."""
+    def _follow(self, outcomes: Iterable[Outcome]) -> Parted | None:
+        """See that the branch holds what is about to be acknowledged: its holder may have died before it moved it.
+
+        Returns why it may not be: etcd lost it since, and the log went on without it.
+        """
         receipts = [outcome for outcome in outcomes if isinstance(outcome, Receipt)]
         if not receipts:
-            return
-        head = receipt_head(max(receipts, key=lambda receipt: receipt.seq))
+            return None
         try:
-            if self._node.store.head(self._space).seq < head.seq:
-                roll_forward(self._node, self._space, None, head)
+            roll_forward(self._node, self._space, None, receipt_head(max(receipts, key=lambda receipt: receipt.seq)))
+        except Parted as error:
+            logger.error("space %s: what was published is not acknowledged: %s", self._space, error)
+            return error
         except CoordJournalError as error:
             logger.warning("space %s: the branch stays behind the published head: %s", self._space, error)
+        return None
+
+    def _tell(self, asked: Asked, outcome: Receipt | CoordJournalError, parting: Parted | None) -> None:
+        if parting is not None and isinstance(outcome, Receipt):
+            asked.doubtful = True
+            asked.tell(not_in_the_branch(parting))
+        else:
+            asked.tell(as_own(asked, outcome))
 
     def withdraw(self, sent: Sent, victims: Sequence[Asked]) -> None:
         """Take appends out of an intent that has landed, which keeps its turn. Raises `Unanswered`, `Refused`.
 
+        One that is left empty gets the session's lease, and goes with the next `sweep`.
         Afterwards `withdrawn` tells of each whether it is certain that it was not applied; what else was
         decided is told. One that is neither stays open.
         """
@@ -250,7 +266,7 @@ class Forwarding:
         guard = Compare(intent, "mod_revision", sent.mod_revision)
         look = [Get(intent), Get(outcome), head]
         try:
-            done = node.txn([guard], [Put(intent, raw), head], look)
+            done = node.txn([guard], [Put(intent, raw, 0 if rest else node.session.lease), head], look)
         except OutOfSpace:
             if rest and sent is not self.last:
                 raise  # the others would be overtaken by what was sent after them
@@ -271,6 +287,18 @@ class Forwarding:
         else:
             sent.mod_revision = found.mod_revision
 
+    def sweep(self) -> None:
+        """Delete intents that hold nothing any more. Raises `Unanswered`, `Refused`: they go with the session then.
+
+        Nothing of ours can land there any more: the put was answered, and each rewrite names what it found.
+        """
+        emptied = list(self.emptied.items())[:_MAX_SWEPT]
+        for number, _ in emptied:
+            del self.emptied[number]
+        intents = [self._node.keys.intent(self._space, self._node.id, number) for number, _ in emptied]
+        guards = [Compare(key, "mod_revision", left[1]) for key, left in zip(intents, emptied, strict=True)]
+        self._node.txn(guards, [Delete(key) for key in intents])
+
     def _withdrawn(
         self, sent: Sent, rest: list[Asked], revision: int, victims: Sequence[Asked], head: KeyValue | None
     ) -> None:
@@ -280,6 +308,8 @@ class Forwarding:
         sent.asked, sent.mod_revision, sent.rewrites = rest, revision, {}
         if not rest:
             del self.open[sent.number]
+            if revision:
+                self.emptied[sent.number] = revision
         for asked in out:
             if asked.after is None and not (revision and asked in victims):
                 asked.after = asked.seen  # somebody has taken it on
@@ -297,13 +327,17 @@ class Forwarding:
         try:
             head = self._node.read_head(self._space, published) if published is not None else Head()
             all_of_it = not asked.doubtful and head.seq >= asked.seen  # else etcd lost what it knew
+            branch = self._node.store.head(self._space)
+            if branch.seq > head.seq:  # others appended meanwhile, or etcd lost what it knew: it was published
+                see_no_parting(self._node, self._space, branch, head)
+                head = branch
             found = self._node.replica(self._space).find(asked.append.key, head) if head.seq and all_of_it else None
         except Exception as error:  # noqa: BLE001  # whatever it is, it is not certain then
             logger.warning("space %s: the log does not tell of key %s: %r", self._space, asked.append.key, error)
             all_of_it, found = False, None
         if found is not None:
-            self._follow([receipt_of(self._space, found)])
-            asked.tell(as_own(asked, answer(self._space, asked.append, found)))
+            parting = self._follow([receipt_of(self._space, found)])
+            self._tell(asked, answer(self._space, asked.append, found), parting)
         elif all_of_it or (undone and not asked.may_be_applied):
             asked.withdrawn = True
         else:
@@ -357,6 +391,11 @@ def as_own(asked: Asked, outcome: Receipt | Exception) -> Receipt | Exception:
     if isinstance(outcome, Receipt) and outcome.duplicate and asked.after is not None and outcome.first > asked.after:
         return msgspec.structs.replace(outcome, duplicate=False)
     return outcome
+
+
+def not_in_the_branch(parting: Parted) -> Undecided:
+    """Return what a caller gets whose append was published, and the branch does not hold it."""
+    return Undecided(f"it was published, and may be lost: {parting}; try the same key again afterwards")
 
 
 def answer(space: str, append: Append, found: Appended) -> Outcome:

@@ -58,6 +58,7 @@ class AppendFuture(Future[Receipt]):
     def __init__(self, lane: Withdrawing, key: str = "") -> None:
         super().__init__()
         self.key = key
+        self.cancel_seconds = 1.0  # how long `cancel` may wait for other processes, at the most
         self._lane = lane
 
     @property

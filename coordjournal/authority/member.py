@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import Final
 
-from coordjournal.authority.forwarding import Asked, Forwarding, Sent, as_own, batch
+import msgspec
+
+from coordjournal.authority.forwarding import Asked, Forwarding, Sent, as_own, batch, not_in_the_branch
 from coordjournal.authority.lane import AppendFuture, Pulse, rough_bytes
-from coordjournal.authority.node import Node, told
-from coordjournal.authority.tenure import Proposal, Tenure, Verdict, campaign
+from coordjournal.authority.node import GRANT, Node, told
+from coordjournal.authority.tenure import Parted, Proposal, Tenure, Verdict, campaign
 from coordjournal.entry import Append, Receipt
 from coordjournal.errors import Closed, CoordJournalError, MissingObjects, OperatorNeeded, Unavailable, Undecided
 from coordjournal.etcd import EtcdError, Refused, Unanswered
@@ -33,11 +35,16 @@ _ASK_SECONDS: Final = 0.5  # how long an outcome is waited for before it is aske
 _MAX_ASK_SECONDS: Final = 4.0
 _MAX_PAUSE_SECONDS: Final = 2.0  # between two tries of what fails
 _SUCCESSOR_SECONDS: Final = 2.0
+_BARRED_SECONDS: Final = 10.0  # where etcd gives no right to hold; each time so much longer, thrice that at most
+_MAX_RECEIPTS: Final = 4096  # that are remembered for those who wait under the same key
 _BUSY_APPENDS: Final = 100  # fewer are not worth a handoff
 _OTHERS_FIRST_SECONDS: Final = 0.5  # whoever hands over leaves the others so much time to come
 _FEW: Final = 4  # appends; for so many nobody waits for more
 _LOOKS: Final = 8
 _LOOK_SECONDS: Final = 0.00025
+_TAKE: Final = "read heads/ and successors/ and write holders/ below the prefix"
+_SERVE: Final = "read intents/ below the prefix"
+_PUBLISH: Final = "write heads/, intents/ and outcomes/ below the prefix"
 IDLE_SECONDS: Final = 30.0
 """A space that nothing was appended to for so long is let go."""
 
@@ -48,10 +55,12 @@ class Member:
     """The appends of one space on their way through this process. `step` belongs to one thread at a time.
 
     `kick` is called when there is something to do; it must not block. `keep` is true where the space is
-    to be held though nobody needs it.
+    to be held though nobody needs it. `first_intent` is the number of the first intent.
     """
 
-    def __init__(self, node: Node, space: str, kick: Callable[[Member], None], keep: bool = False) -> None:
+    def __init__(
+        self, node: Node, space: str, kick: Callable[[Member], None], keep: bool = False, first_intent: int = 1
+    ) -> None:
         self.space = space
         self.published = Pulse()
         self._trouble = ""  # what has kept the last step from succeeding
@@ -61,7 +70,8 @@ class Member:
         self.busy_since: float | None = None  # when the step that is under way began, while a holder has work
         self._node = node
         self._kick = kick
-        self._forwarding = Forwarding(node, space)
+        self._forwarding = Forwarding(node, space, first_intent)
+        self._stepping = False
         self._lock = threading.Condition()
         self._queue: deque[Asked] = deque()
         self._queue_bytes = 0
@@ -73,7 +83,10 @@ class Member:
         self._proposal: tuple[Proposal, list[Asked]] | None = None
         self._answered = True  # whether the publish of the proposal was
         self._closing = False
-        self._may_hold = node.role != "client"
+        self._barred = ""  # what etcd refused that a holder needs
+        self._barred_times = 0
+        self._barred_until = 0.0
+        self._receipts: OrderedDict[str, tuple[int, Receipt]] = OrderedDict()  # by key, with what was appended
         self._needed = keep  # whether to campaign though nothing of our own waits
         self._intents = False  # whether there may be intents to serve
         self._early = False  # whether those from before the election may still wait
@@ -95,7 +108,23 @@ class Member:
     @property
     def trouble(self) -> str:
         """What keeps appends from being decided, as far as that is known."""
-        return self._trouble or self._node.etcd.trouble
+        return self._trouble or self._node.etcd.trouble or self._unserved
+
+    @property
+    def _unserved(self) -> str:
+        """Why this process waits for another one, if it does, and nobody holds the space."""
+        if self.tenure is not None or self._forwarding.holder != "":
+            return ""
+        nobody = f"nobody holds space {self.space}, and this process"
+        if self._node.role == "client":
+            return f"{nobody}, whose role is client, may not; start `coordjournal node` on the repository"
+        if self._barred:
+            return f"{nobody} may not: {self._barred}; {GRANT}, or start `coordjournal node` as one who may"
+        return ""
+
+    @property
+    def _may_hold(self) -> bool:
+        return self._node.role != "client" and self._node.clock() >= self._barred_until
 
     def submit(self, append: Append) -> Future[Receipt]:
         """Take an append on. Raises `Unavailable` if too many wait, `Closed`."""
@@ -114,7 +143,15 @@ class Member:
         return future
 
     def _note_outcome(self, asked: Asked) -> None:
-        if not asked.future.cancelled() and isinstance(asked.future.exception(), Undecided):
+        if asked.future.cancelled():
+            return
+        error = asked.future.exception()
+        if error is None:
+            with self._lock:
+                self._receipts[asked.append.key] = _content(asked.append), asked.future.result()
+                if len(self._receipts) > _MAX_RECEIPTS:
+                    self._receipts.popitem(last=False)
+        elif isinstance(error, Undecided):
             self._note_undecided(asked.append.key, doubtful=asked.doubtful)
 
     def _note_undecided(self, key: str, *, doubtful: bool = False) -> None:
@@ -129,12 +166,12 @@ class Member:
         (self._queue.appendleft if front else self._queue.append)(asked)
         self._queue_bytes += rough_bytes(asked.append)
 
-    def withdraw(self, future: AppendFuture, seconds: float = 1.0) -> bool:
+    def withdraw(self, future: AppendFuture, seconds: float | None = None) -> bool:
         """Take an append back so that it certainly is not applied; false if that is not certain.
 
-        May wait for etcd for so many seconds.
+        May wait for etcd for so many seconds, for the future's own `cancel_seconds` unless given.
         """
-        taken_back = self._try_to_withdraw(future, seconds)
+        taken_back = self._try_to_withdraw(future, future.cancel_seconds if seconds is None else seconds)
         if not (taken_back or future.done()):
             self._note_undecided(future.key)  # as its caller is about to be told
         return taken_back
@@ -149,7 +186,7 @@ class Member:
             if queued is not None and not self._may_be_applied(queued):
                 self._queue.remove(queued)
                 self._queue_bytes -= rough_bytes(queued.append)
-                return True
+                return not self._tell_receipt(queued)
             self._withdrawals.append((asked, None))
         self._kick(self)
         with self._lock:
@@ -158,6 +195,14 @@ class Member:
             if asked.withdrawn and self._has_fellow(asked):
                 asked.tell(_undecided("it was taken back, but another attempt under its key is on its way"))
             return asked.withdrawn
+
+    def _tell_receipt(self, asked: Asked) -> bool:
+        """Give the caller the receipt that this process has for the same append; false if it has none."""
+        content, receipt = self._receipts.get(asked.append.key, (0, None))
+        if receipt is None or content != _content(asked.append):
+            return False
+        asked.tell(msgspec.structs.replace(receipt, duplicate=True))
+        return True
 
     def _under_way(self) -> list[Asked]:
         """Return what this process has sent or is publishing, and is not decided."""
@@ -231,8 +276,24 @@ class Member:
     @property
     def idle(self) -> bool:
         """Whether nothing is on its way."""
-        taken = self._judging or self._proposal or self._forwarding.open or self._forwarding.gone
-        return not (taken or self._queue or self._withdrawals)
+        forwarded = self._forwarding.open or self._forwarding.gone or self._forwarding.emptied
+        return not (forwarded or self._judging or self._proposal or self._queue or self._withdrawals)
+
+    @property
+    def spare(self) -> bool:
+        """Whether nothing is lost with it: it has nothing to do, and nothing to remember but `next_intent`."""
+        lasting = self.holds or self.keep or self._undecided or self._forgot
+        return self.idle and not (lasting or self._needed or self._inbox or self._stepping)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether it has receipts that it can tell again."""
+        return bool(self._receipts)
+
+    @property
+    def next_intent(self) -> int:
+        """The number that the next intent gets."""
+        return self._forwarding.next
 
     @property
     def unused_for(self) -> float:
@@ -258,6 +319,7 @@ class Member:
 
     def step(self) -> float | None:
         """Do what is due next; return after how many seconds to call again, None if not before a kick."""
+        self._stepping = True
         wanted = self._intents or self._needed or self.keep
         self.busy_since = self._node.clock() if wanted or not self.idle else None
         try:
@@ -283,7 +345,7 @@ class Member:
             logger.exception("space %s: a step failed", self.space)
             self._fail(Unavailable(f"nothing can be appended to space {self.space}: {error!r}"))
             delay = self._pause()
-        self.busy_since = None
+        self.busy_since, self._stepping = None, False
         with self._lock:
             self._lock.notify_all()
         return delay
@@ -308,12 +370,15 @@ class Member:
         node.ensure_session()
         if self.tenure is not None and self._session != node.session.created:
             self._step_down("its session was lost")
-        if self._revoked:
+        if self._revoked and self.tenure is not None:
             self._step_down("it made no progress")
         if (sent := forwarding.unanswered()) is not None:
             forwarding.settle(sent)
             return 0.0
         if self._withdrawals and self._withdraw():
+            return 0.0
+        if forwarding.emptied:
+            forwarding.sweep()
             return 0.0
         if self.tenure is not None:
             return self._hold(self.tenure)
@@ -325,7 +390,12 @@ class Member:
         if self._queue or self._intents:
             return self._serve(tenure)
         if tenure.lags:
-            tenure.advance(tenure.head)
+            try:
+                tenure.advance(tenure.head)
+            except Parted as error:
+                self._step_down(str(error))
+                self._end(tenure)
+                raise
             return 1.0
         if self.unused_for > IDLE_SECONDS and not self.keep:
             logger.info("space %s: let go, nothing was appended for a while", self.space)
@@ -402,13 +472,27 @@ class Member:
             self._requeue(own)
             return 0.0
         logger.warning("space %s: nothing can be published: %s", self.space, error)
-        self._tell_all(own, told(error, f"nothing can be appended to space {self.space}"))
-        if reason == "permission denied" and self.tenure is not None:
-            self._may_hold = False
-            tenure = self.tenure
-            self._step_down("etcd gives it no right to publish")
-            self._end(tenure)
+        if isinstance(error, Refused) and reason == "permission denied":
+            self._tell_all(own, told(error, f"nothing can be appended to space {self.space}, to {_PUBLISH}"))
+            self._bar(error, _PUBLISH)
+        else:
+            self._tell_all(own, told(error, f"nothing can be appended to space {self.space}"))
         return self._pause()
+
+    def _bar(self, refusal: Refused, step: str) -> None:
+        """Leave the space to others for a while: etcd gives this process no right to a step that holders take."""
+        again, self._barred = bool(self._barred), f"{refusal} (asked to {step})"
+        self._barred_times += 1
+        pause = _BARRED_SECONDS * min(self._barred_times, 3)
+        self._barred_until = self._node.clock() + pause
+        level = logging.DEBUG if again else logging.INFO
+        if self.keep or self._node.role == "holder":
+            level = logging.ERROR
+        words = "space %s: this process may not hold it, and tries again in %.0f s: %s"
+        logger.log(level, words, self.space, pause, self._barred)
+        if (tenure := self.tenure) is not None:
+            self._step_down(f"etcd gives it no right to {step}")
+            self._end(tenure)
 
     def _conclude(self, verdict: Verdict) -> float:
         assert self._proposal is not None
@@ -421,7 +505,11 @@ class Member:
         tenure = self.tenure
         if verdict == "published":
             assert tenure is not None
-            tenure.accept(proposal)
+            try:
+                tenure.accept(proposal)
+            except Parted as parting:
+                return self._part(tenure, parting)
+            self._barred, self._barred_times = "", 0
             self._own += len(own)
             self._deliver(proposal, own)
             self._proposal, self._judging = None, []
@@ -437,6 +525,18 @@ class Member:
         if verdict != "changed":
             self._step_down("another process holds it, or etcd lost what it knew")
         return 0.0
+
+    def _part(self, tenure: Tenure, parting: Parted) -> float:
+        """Acknowledge nothing of what was published, and let go: the branch went on from elsewhere meanwhile."""
+        assert self._proposal is not None
+        (_, own), self._proposal, self._judging = self._proposal, None, []
+        logger.error("space %s: what was published is not acknowledged: %s", self.space, parting)
+        for asked in own:
+            asked.doubtful = True
+            asked.tell(not_in_the_branch(parting))
+        self._step_down(str(parting))
+        self._end(tenure)
+        return self._pause()
 
     def _deliver(self, proposal: Proposal, own: Sequence[Asked]) -> None:
         for intent, raw in zip(proposal.intents, proposal.forwarded, strict=True):
@@ -474,11 +574,11 @@ class Member:
             finally:
                 self._judging = []
             return 0.0
-        if not self._may_hold:
+        if self._node.role == "client":
             self._needed = False
         due = [self._ask_at] if forwarding.open else []
-        if self._may_hold and wanted and not forwarding.holder:
-            due.append(begin)
+        if self._node.role != "client" and wanted and not forwarding.holder:
+            due.append(max(begin, self._barred_until))
         return max(0.0, min(due) - now) if due else (None if self.idle else _ASK_SECONDS)
 
     def _campaign(self) -> float:
@@ -486,8 +586,7 @@ class Member:
             election = campaign(self._node, self.space)
         except Refused as refusal:
             if refusal.reason == "permission denied":
-                logger.info("space %s: this process may not hold it: %s", self.space, refusal)
-                self._may_hold = False
+                self._bar(refusal, _TAKE)
                 return 0.0
             if refusal.reason == "lease not found":
                 self._node.session.created = 0
@@ -499,6 +598,8 @@ class Member:
             if not election.holder:  # a successor is waited for, or the session is gone
                 self._not_before = self._node.clock() + _SUCCESSOR_SECONDS / 20
                 self._node.doubt_session()
+            else:
+                self._missing_since = None
             self._needed = False
             return 0.0
         self._revoked = False
@@ -558,6 +659,8 @@ class Member:
             fellows = {other.append.key for other in (*self._queue, *self._under_way())} if taken else set()
         for asked in taken:
             certain = not (self._may_be_applied(asked) or asked.append.key in fellows)
+            if certain and self._tell_receipt(asked):
+                continue
             asked.tell(error if certain else _undecided(str(error)))
 
     def _withdraw(self) -> bool:
@@ -638,6 +741,8 @@ class Member:
 
     def _take_back(self, asked: Asked, reason: CoordJournalError | None = None) -> None:
         """Note that an append certainly was not applied, and tell its caller unless it is waiting for just that."""
+        if self._tell_receipt(asked):
+            return
         asked.withdrawn = True
         if reason is not None or asked.abandoned:
             why = reason or Unavailable(f"the append to space {self.space} was taken back in time")
@@ -657,6 +762,8 @@ class Member:
         if refusal.reason == "lease not found":
             self._node.session.created = 0
             return 0.0
+        if refusal.reason == "permission denied" and self.tenure is not None:
+            self._bar(refusal, _SERVE)
         self._fail(told(refusal, f"nothing can be appended to space {self.space}"))
         return self._pause()
 
@@ -709,6 +816,11 @@ def group(waiting: Iterable[Asked]) -> list[Asked]:
         chosen.append(asked)
         size += rough_bytes(asked.append)
     return chosen
+
+
+def _content(append: Append) -> int:
+    """Return what two appends under one key have in common if they are the same."""
+    return hash((append.events, append.actor))
 
 
 def _undecided(why: str) -> Undecided:

@@ -35,6 +35,8 @@ from coordjournal.store import ETCD, Store
 CALL_SECONDS: Final = 3.0
 """How long one call to etcd may take before its answer counts as lost."""
 
+GRANT: Final = "grant the user a role that docs/deployment.md names"
+
 _OUTCOME_SECONDS: Final = 600
 _OUTCOME_ROLL_SECONDS: Final = 200.0  # an outcome lives at least the difference
 
@@ -242,5 +244,5 @@ def foreign(theirs: str, ours: str, place: str) -> ForeignRepository:
 def told(error: EtcdError, what: str) -> Unavailable | OperatorNeeded:
     """Return what a caller gets where `what` could not be done for an error of etcd, which it certainly was not."""
     if isinstance(error, Refused) and error.reason in ("permission denied", "not authenticated"):
-        return OperatorNeeded(f"{what}: {error}", "", "grant the user a role that docs/deployment.md names")
+        return OperatorNeeded(f"{what}: {error}", "", GRANT)
     return Unavailable(f"{what}: {error}")

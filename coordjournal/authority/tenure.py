@@ -32,6 +32,7 @@ from coordjournal.errors import (
     HeadMissing,
     MissingObjects,
     Rejected,
+    Unavailable,
 )
 from coordjournal.etcd import (
     Compare,
@@ -47,19 +48,25 @@ from coordjournal.etcd import (
     Refused,
     Unanswered,
 )
-from coordjournal.replica import not_there
 from coordjournal.store import Diverged, HeadMoved
 
 _MAX_INTENTS: Final = 42  # each takes a guard and up to three of etcd's 128 operations
 _KEPT_OUTCOMES: Final = 64  # of one session; it has read what is older, or finds it in the log
 _MAX_FORWARDED: Final = 400  # appends of intents in a group: their outcomes stay below 512 KiB
 _SUCCESSOR_SECONDS: Final = 2
+_ROLLS: Final = 8  # tries to move a branch that others move meanwhile
+_DEEP: Final = 1000  # entries
 _ADVANCE_AGAIN_SECONDS: Final = 1.0  # a branch that cannot be moved does not hold up every group
 
 _REFUSED_EVER: Final[frozenset[Reason]] = frozenset({"lease not found", "too large", "invalid"})
 """Why etcd refuses a transaction whenever it arrives; the other reasons may pass."""
 
 logger = logging.getLogger(__name__)
+
+
+class Parted(Corrupt):
+    """The branch is elsewhere than on the way to, or from, what was published: etcd lost it, or the branch did."""
+
 
 Verdict = Literal["published", "again", "changed", "lost", "doubtful"]
 """What is known of a group whose publish was sent.
@@ -187,7 +194,7 @@ class Tenure:
         try:
             node.store.read(space, head, branch.seq, branch.commit)
         except Diverged:
-            raise self._not_before(branch) from None
+            raise self._not_on_the_way(branch) from None
         logger.warning("space %s: the branch is rolled forward from entry %d to %d", space, branch.seq, head.seq)
         self.advance(head)
 
@@ -199,15 +206,11 @@ class Tenure:
             f" if they are lost for good, run `coordjournal recover {self._space}`",
         )
 
-    def _not_before(self, branch: Head) -> CoordJournalError:
+    def _not_on_the_way(self, branch: Head) -> CoordJournalError:
         try:
             self._node.store.read(self._space, branch, self.head.seq, self.head.commit)
         except Diverged:
-            return Corrupt(
-                f"the branch, at entry {branch.seq}, and the published head, entry {self.head.seq}, have parted",
-                f"space {self._space}",
-                f"run `coordjournal recover {self._space}`, which shows both",
-            )
+            return parted(self._space, branch, self.head)
         return self._behind(f"the branch is at entry {branch.seq}")
 
     def _behind(self, fact: str) -> HeadBehind:
@@ -392,26 +395,49 @@ class Tenure:
         return "lost"
 
     def accept(self, proposal: Proposal) -> None:
-        """Go on from the head that was published: the branch, then what this process knows."""
+        """Go on from the head that was published: the branch, then what this process knows.
+
+        Raises `Parted` where the branch holds something else: nothing of the group may be acknowledged then.
+        """
         for intent in proposal.intents:
             if intent.session:
                 self.served[intent.session] = self.served.get(intent.session, 0) + len(intent.appends)
         group = proposal.group
         if proposal.raw is None:
             return
-        self.head, self._raw = group.written[-1].head, proposal.raw
-        self.advance(self.head)
+        head = group.written[-1].head
+        self.advance(head)
+        self.head, self._raw = head, proposal.raw
         self._node.replica(self._space).accept(group.written, group.state)
 
     def advance(self, head: Head) -> None:
-        """Move the branch to a published head. What keeps it from moving is told in the log, and tried again."""
-        if self._node.clock() < self._advance_after:
-            return
+        """Move the branch to a published head. What keeps it from moving is told in the log, and tried again.
+
+        Raises `Parted`: where the branch does not hold the head then, it is where it was seen on the way to it.
+        """
         try:
+            if self._node.clock() < self._advance_after:
+                self._look_at_the_branch(head)
+                return
             self._branch = roll_forward(self._node, self._space, self._branch, head)
+        except Parted:
+            raise
         except CoordJournalError as error:
             self._advance_after = self._node.clock() + _ADVANCE_AGAIN_SECONDS
             logger.warning("space %s: the branch stays behind the published head: %s", self._space, error)
+            self._look_at_the_branch(head)
+
+    def _look_at_the_branch(self, head: Head) -> None:
+        """See that the branch, which cannot be moved, is where it was seen last, or on the way to `head`."""
+        try:
+            branch = self._node.store.head(self._space)
+            if branch != self._branch:
+                see_no_parting(self._node, self._space, branch, head)
+                self._branch = branch
+        except Parted:
+            raise
+        except CoordJournalError as error:
+            logger.warning("space %s: where the branch is cannot be read: %s", self._space, error)
 
     @property
     def lags(self) -> bool:
@@ -468,27 +494,45 @@ class Proposal:
 def roll_forward(node: Node, space: str, known: Head | None, head: Head) -> Head:
     """Move the branch to `head`, which was published, unless it is there or further; return where it is.
 
-    `known` is where it was last seen, None if it was not. Raises `Unavailable`, `Undecided`, and
-    `Corrupt` if it is at something that `head` does not hold.
+    `known` is where it was last seen, None if it was not. Afterwards the branch holds `head`: what is
+    acknowledged then stays in the log whatever etcd forgets. Raises `Parted` if it holds something else
+    there, `Unavailable`, `Undecided`, `Corrupt`. Far below the branch, where only keys that were used long
+    ago are found, it is not looked.
     """
     store = node.store
-    if known is not None:
+    for _ in range(_ROLLS):
+        if known is None:
+            known = store.head(space)
+            if known == head:
+                return head
+            if known.seq - head.seq <= _DEEP:
+                see_no_parting(node, space, known, head)
+            if known.seq >= head.seq:
+                return known
         try:
             store.advance(space, known, head)
             return head
         except HeadMoved:
-            pass
-    branch = store.head(space)
-    if branch.seq >= head.seq:
-        return branch
+            known = None  # by somebody else who rolls it forward, or by whom an operator let go on from elsewhere
+    raise Unavailable(f"the branch of space {space} is moved by others again and again")
+
+
+def see_no_parting(node: Node, space: str, branch: Head, head: Head) -> None:
+    """Raise `Parted` if neither of branch and head holds the other. Costs a look at each commit between them."""
+    older, newer = sorted((branch, head), key=lambda each: each.seq)
     try:
-        store.read(space, head, branch.seq, branch.commit)
-        store.advance(space, branch, head)
+        node.store.read(space, newer, older.seq, older.commit)
     except Diverged:
-        raise not_there(space, branch, head) from None
-    except HeadMoved:
-        return store.head(space)  # by somebody else who rolls it forward
-    return head
+        raise parted(space, branch, head) from None
+
+
+def parted(space: str, branch: Head, head: Head) -> Parted:
+    """Return the error that branch and published head do not hold each other."""
+    return Parted(
+        f"the branch, at entry {branch.seq}, and the published head, entry {head.seq}, have parted",
+        f"space {space}",
+        f"run `coordjournal recover {space}`, which shows both",
+    )
 
 
 def receipt_head(receipt: Receipt) -> Head:
