@@ -43,6 +43,9 @@ from coordjournal.store.memory import MemoryStore
 DEFAULT_TIMEOUT: Final = 10.0
 """Seconds for which an append waits for its receipt, unless told otherwise."""
 
+_LATE_SECONDS: Final = 0.25
+"""For so long past its timeout an append may find out whether it was made."""
+
 _CLOSE_SECONDS: Final = 10.0
 _REPLICAS: Final = 128
 _WAIT_SECONDS: Final = 1.0
@@ -190,8 +193,8 @@ class DecisionLog:
         """Append one event, or several as one atomic batch, and return the receipt when it is durable.
 
         `key` makes a retry safe: the same key never appends twice (made up if not given). `expect` is
-        the seq that the head must have. `timeout` is in seconds, None for ever. `at` is when it was
-        decided, `YYYY-MM-DDTHH:MM:SS.ffffffZ`, now if not given.
+        the seq that the head must have. `timeout` is in seconds, None for ever; the answer
+        comes a quarter of a second after it at the latest. `at` is when it was decided, `YYYY-MM-DDTHH:MM:SS.ffffffZ`, now if not given.
 
         Raises a `Rejected` or `Conflict` if the journal refuses it, `Unavailable` if it certainly was
         not appended, `Undecided` if that is not known (try the same key again), `OperatorNeeded`.
@@ -203,6 +206,8 @@ class DecisionLog:
         except FutureTimeoutError:
             if future.done():
                 return future.result()
+            if isinstance(future, AppendFuture):
+                future.cancel_seconds = grace + _LATE_SECONDS
             if future.cancel():
                 raise Unavailable(
                     f"no append to space {space} was possible within {timeout} s{_because(future)}; try again"
