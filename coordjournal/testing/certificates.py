@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import os
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -21,6 +22,9 @@ LEAF_DAYS: Final = 397
 """For how long certificates hold, unless told otherwise: the longest that browsers take (CA/B Forum, 2020)."""
 
 _SKEW: Final = timedelta(minutes=5)
+_HOST: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?")
+_USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,63}")  # 64 are the most that a common name has
+_OWN_FILES: Final = frozenset({"ca.pem", "ca-key.pem"})
 
 
 class Issued(NamedTuple):
@@ -36,6 +40,7 @@ class CertificateAuthority:
 
     Whoever gets a certificate has a directory of their own in it, with `ca.pem`, `cert.pem` and `key.pem`;
     issued again, they are written in place. Keys are on the curve P-256, and readable by their owner only.
+    Raises `ValueError` for a name that is none, or if the files there are none of this, and `OSError`.
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, days: int = CA_DAYS) -> None:
@@ -50,22 +55,35 @@ class CertificateAuthority:
     def server(self, name: str, *hosts: str, days: float = LEAF_DAYS) -> Issued:
         """Issue a certificate for a server that is reached as `hosts`, names or addresses; it may be a peer too.
 
+        `name` is that of its directory: a host as well.
+
         It has no common name: etcd would take that for a user when its own gateway calls it. With `days`
         below 0 it has expired.
         """
         from cryptography import x509
         from cryptography.x509.oid import ExtendedKeyUsageOID as Usage
 
+        for host in (name, *hosts):
+            _check_host(host)
         names = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
         return self._issue(name, x509.Name([]), [Usage.SERVER_AUTH, Usage.CLIENT_AUTH], days, names)
 
-    def client(self, user: str, *, days: float = LEAF_DAYS) -> Issued:
-        """Issue a certificate with which a client is that user of etcd (its common name)."""
+    def client(self, user: str, *, days: float = LEAF_DAYS, readable: bool = False) -> Issued:
+        """Issue a certificate with which a client is that user of etcd (its common name).
+
+        With `readable`, whoever reaches the directory may read the key: a container gets that directory alone,
+        and reads it as a user whom this host does not know. The directory above is to be closed, then.
+        """
         from cryptography import x509
         from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+        _check_user(user)
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, user)])
-        return self._issue(user, subject, [ExtendedKeyUsageOID.CLIENT_AUTH], days)
+        issued = self._issue(user, subject, [ExtendedKeyUsageOID.CLIENT_AUTH], days)
+        if readable:
+            issued.key.chmod(0o644)
+            issued.key.parent.chmod(0o755)
+        return issued
 
     def _make(self, key_path: Path, days: int) -> None:
         from cryptography import x509
@@ -84,7 +102,8 @@ class CertificateAuthority:
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
         key = load_pem_private_key(key_path.read_bytes(), password=None)
-        assert isinstance(key, EllipticCurvePrivateKey), f"{key_path} was not made by this"
+        if not isinstance(key, EllipticCurvePrivateKey):
+            raise ValueError(f"{key_path} is a key of another kind; it was not made by this")
         self._key = key
         self._name = x509.load_pem_x509_certificate(self.ca.read_bytes()).subject
 
@@ -100,8 +119,9 @@ class CertificateAuthority:
 
         own = self.directory / name
         own.mkdir(exist_ok=True)
+        own.chmod(0o700)
         issued = Issued(own / "ca.pem", own / "cert.pem", own / "key.pem")
-        issued.ca.write_bytes(self.ca.read_bytes())
+        _write_open(issued.ca, self.ca.read_bytes())
         key = _new_key()
         builder = _builder(subject, self._name, key, days)
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), True)
@@ -115,6 +135,26 @@ class CertificateAuthority:
         _write_key(issued.key, key)
         _write_certificate(issued.cert, builder, self._key)
         return issued
+
+
+def _check_host(name: str) -> None:
+    if not (_HOST.fullmatch(name) or _is_address(name)) or name in _OWN_FILES:
+        raise ValueError(f"{name!r} is neither the name of a host nor an address")
+
+
+def _check_user(name: str) -> None:
+    if not _USER.fullmatch(name) or name in _OWN_FILES:
+        raise ValueError(
+            f"{name!r} is no name of a user: up to 64 letters, digits and _.@+-, the first a letter or digit"
+        )
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return "%" not in text  # a zone, which may be any text
 
 
 def _new_key() -> EllipticCurvePrivateKey:
@@ -161,16 +201,14 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
 def _general_name(host: str) -> x509.GeneralName:
     from cryptography import x509
 
-    try:
-        return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        return x509.DNSName(host)
+    return x509.IPAddress(ipaddress.ip_address(host)) if _is_address(host) else x509.DNSName(host)
 
 
 def _write_key(path: Path, key: EllipticCurvePrivateKey) -> None:
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        os.fchmod(file.fileno(), 0o600)  # one that was there keeps its own otherwise
         file.write(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
 
 
@@ -178,28 +216,65 @@ def _write_certificate(path: Path, builder: x509.CertificateBuilder, key: Ellipt
     from cryptography.hazmat.primitives.hashes import SHA256
     from cryptography.hazmat.primitives.serialization import Encoding
 
-    path.write_bytes(builder.sign(key, SHA256()).public_bytes(Encoding.PEM))
+    _write_open(path, builder.sign(key, SHA256()).public_bytes(Encoding.PEM))
+
+
+def _write_open(path: Path, content: bytes) -> None:
+    """Write what everybody may know: who is who is not for the umask to hide."""
+    path.write_bytes(content)
+    path.chmod(0o644)
 
 
 def main() -> None:
-    """Make an authority in a directory that is closed to others, and certificates for servers and users."""
+    """Make an authority in a directory, and certificates for servers and users, each with a directory in it.
+
+    Directories and keys are closed to everybody else.
+    """
     parser = argparse.ArgumentParser(prog="scripts/certificates", description=main.__doc__)
     parser.add_argument("directory", nargs="?", type=Path, default=Path("certificates"))
     parser.add_argument("hosts", nargs="*", default=["etcd1", "etcd2", "etcd3"], help="names or addresses of servers")
     parser.add_argument("--users", nargs="+", default=["root", "node", "submitter"], help="users of etcd")
+    parser.add_argument(
+        "--readable",
+        nargs="+",
+        default=[],
+        metavar="USER",
+        help="users whose key is for a container, which reads it as another user than you: whoever reaches its"
+        " directory may, and the directory above is closed",
+    )
     parser.add_argument("--days", type=float, default=LEAF_DAYS, help="for how long certificates hold")
     arguments = parser.parse_args()
+    try:
+        _check(arguments.hosts, arguments.users, arguments.readable)
+        _make_all(arguments)
+    except ValueError as error:
+        parser.error(str(error))
+    except OverflowError:
+        parser.error(f"--days: {arguments.days:g} are too many")
+    except OSError as error:
+        parser.error(f"{error.filename or arguments.directory}: {error.strerror or error}")
+
+
+def _check(hosts: list[str], users: list[str], readable: list[str]) -> None:
+    """Raise `ValueError` for names that are none, or would share a directory; before anything is made."""
+    for host in hosts:
+        _check_host(host)
+    for user in users:
+        _check_user(user)
+    if twice := [name for name in users if name in hosts]:
+        raise ValueError(f"{twice[0]!r} names a server and a user; each has a directory of its own")
+    if unknown := [name for name in readable if name not in users]:
+        raise ValueError(f"--readable: {unknown[0]!r} is none of the users, {', '.join(users)}")
+
+
+def _make_all(arguments: argparse.Namespace) -> None:
     authority = CertificateAuthority(arguments.directory)
     arguments.directory.chmod(0o700)
     (arguments.directory / ".gitignore").write_text("*\n", encoding="ascii")  # keys are for no repository
     for host in arguments.hosts:
         authority.server(host, host, "localhost", "127.0.0.1", days=arguments.days)
     for user in arguments.users:
-        issued = authority.client(user, days=arguments.days)
-        # A container that gets the user's own directory reads it as someone else; here the one above is closed.
-        issued.key.parent.chmod(0o755)
-        for path in issued:
-            path.chmod(0o644)
+        authority.client(user, days=arguments.days, readable=user in arguments.readable)
 
 
 if __name__ == "__main__":

@@ -1,98 +1,57 @@
-"""compose.yaml as it stands: the cluster with TLS, the single member, and the nodes, in a Docker engine.
+"""compose.yaml and the Dockerfile as they stand, in a Docker engine: the cluster with TLS, the single member, the nodes,
+and the lines of the README that start them.
 
 Skipped where there is no Compose, no engine or no image of etcd; `COORDJOURNAL_REQUIRE_CONTAINERS=1` makes a
-failure of the latter two. The nodes are tried only where there is a Python image to build them on: the one of
-compose.yaml, or the one that `COORDJOURNAL_PYTHON_IMAGE` names.
+failure of the latter two. The nodes are built on the Python image of compose.yaml, on the one that
+`COORDJOURNAL_PYTHON_IMAGE` names, or where neither can be pulled on what scripts/python-image makes.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import secrets
 import shutil
+import socket
 import subprocess
-import time
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+import coordjournal as cj
+from coordjournal.authority.settings import Settings
 from coordjournal.etcd import EtcdError, Get, Put
 from coordjournal.etcd.client import EtcdClient, Tls
+from coordjournal.overview import status
 from coordjournal.testing.certificates import CertificateAuthority
+from tests.containers import (
+    PYTHON_IMAGE,
+    READY_SECONDS,
+    Compose,
+    compose_program,
+    docker,
+    need_etcd_image,
+    need_python_image,
+)
 from tests.support import CHECKOUT
 
-REQUIRE = "COORDJOURNAL_REQUIRE_CONTAINERS"
-READY_SECONDS = 90
 MEMBERS = ["etcd1", "etcd2", "etcd3"]
+NODES = ["node1", "node2"]
+TTL = 3
+PORTS = dict.fromkeys(["ETCD_PORT", "ETCD1_PORT", "ETCD2_PORT", "ETCD3_PORT"], "0")
 
-pytestmark = pytest.mark.timeout(300)
-
-
-class Compose:
-    """compose.yaml under a project name of its own, with ports of its own."""
-
-    def __init__(self, program: list[str], certificates: Path) -> None:
-        self.project = f"coordjournal-test-{secrets.token_hex(4)}"
-        self._program = [*program, "--file", str(CHECKOUT / "compose.yaml"), "--project-name", self.project]
-        ports = dict.fromkeys(["ETCD_PORT", "ETCD1_PORT", "ETCD2_PORT", "ETCD3_PORT"], "0")
-        self._environment = {**os.environ, "COORDJOURNAL_CERTIFICATES": str(certificates), **ports}
-
-    def __call__(self, *words: str, check: bool = True) -> str:
-        done = subprocess.run(
-            [*self._program, *words], env=self._environment, capture_output=True, text=True, cwd=CHECKOUT, check=False
-        )
-        assert not check or done.returncode == 0, f"compose {' '.join(words)}: {done.stderr}"
-        return done.stdout
-
-    def up(self, *services: str) -> None:
-        """Start services, and return when the health checks of all are content."""
-        self("up", "--detach", *services)
-        deadline = time.monotonic() + READY_SECONDS
-        while (health := {service: self.health(service) for service in services}) != dict.fromkeys(services, "healthy"):
-            assert time.monotonic() < deadline, f"{health}\n{self('logs', *services, check=False)}"
-            time.sleep(0.2)
-
-    def down(self) -> None:
-        """Leave nothing behind, whatever has happened."""
-        self("down", "--volumes", "--rmi", "local", "--timeout", "1", check=False)
-
-    def health(self, service: str) -> str:
-        return str(self.inspect(service)["State"]["Health"]["Status"])
-
-    def endpoint(self, service: str) -> str:
-        """Return where the member is found from here."""
-        (published,) = self.inspect(service)["NetworkSettings"]["Ports"]["2379/tcp"]
-        return f"{published['HostIp']}:{published['HostPort']}"
-
-    def inspect(self, service: str) -> dict[str, Any]:
-        (container,) = self("ps", "--quiet", service).split()
-        done = subprocess.run(["docker", "inspect", container], capture_output=True, text=True, check=True)
-        found: dict[str, Any] = json.loads(done.stdout)[0]
-        return found
+pytestmark = pytest.mark.timeout(420)
 
 
 @pytest.fixture(scope="module")
 def program() -> list[str]:
     """Return how Compose is called here."""
-    from coordjournal.testing.container import IMAGE, IMAGE_VARIABLE
-
     if not (program := compose_program()):
         pytest.skip("there is no Compose: neither `docker compose` nor docker-compose")
-    image = os.environ.get(IMAGE_VARIABLE) or IMAGE
-    reason = ""
-    if not succeeds("docker", "info"):
-        reason = "no Docker engine answers"
-    elif not have_image(image):
-        reason = f"the image {image} is not here and cannot be pulled; scripts/etcd-image builds one"
-    if reason and os.environ.get(REQUIRE, "0") not in ("", "0"):
-        pytest.fail(f"{REQUIRE} is set: {reason}", pytrace=False)
-    if reason:
-        pytest.skip(reason)
+    need_etcd_image()
     return program
 
 
@@ -101,13 +60,43 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> CertificateAuthori
     authority = CertificateAuthority(tmp_path_factory.mktemp("certificates"))
     for member in MEMBERS:
         authority.server(member, member, "localhost", "127.0.0.1")
-    authority.client("node").key.chmod(0o644)
+    authority.client("node", readable=True)
     return authority
 
 
 @pytest.fixture(scope="module")
-def cluster(program: list[str], certificates: CertificateAuthority) -> Iterator[Compose]:
-    compose = Compose(program, certificates.directory)
+def python_image(program: list[str]) -> Iterator[str]:
+    """Give what nodes are built on; while the tests run a node's image is kept, so that each build of it is quick."""
+    image = need_python_image()
+    kept = {stage: f"{project()}-{stage}" for stage in ("build", "node")}
+    try:
+        for stage, tag in kept.items():
+            target = ["--target", stage] if stage == "build" else []
+            docker("build", "--build-arg", f"PYTHON_IMAGE={image}", "--tag", tag, *target, str(CHECKOUT))
+        yield image
+    finally:
+        for tag in kept.values():
+            subprocess.run(["docker", "image", "rm", tag], capture_output=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the directory of this host that the cluster's nodes have their repository in."""
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture(scope="module")
+def cluster(
+    program: list[str], certificates: CertificateAuthority, shared: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Compose]:
+    changes = {
+        "services": {node: {"environment": {"COORDJOURNAL_TTL": str(TTL)}} for node in NODES},
+        "volumes": {"repository": {"driver_opts": {"type": "none", "o": "bind", "device": str(shared)}}},
+    }
+    override = tmp_path_factory.mktemp("compose") / "override.yaml"
+    override.write_text(json.dumps(changes), encoding="utf-8")
+    variables = {"COORDJOURNAL_CERTIFICATES": str(certificates.directory), **PORTS}
+    compose = Compose(program, CHECKOUT, project(), variables, override)
     try:
         compose.up(*MEMBERS)
         yield compose
@@ -117,7 +106,7 @@ def cluster(program: list[str], certificates: CertificateAuthority) -> Iterator[
 
 @pytest.fixture
 def single(program: list[str], tmp_path: Path) -> Iterator[Compose]:
-    compose = Compose(program, tmp_path)
+    compose = Compose(program, CHECKOUT, project(), {"COORDJOURNAL_CERTIFICATES": str(tmp_path), **PORTS})
     try:
         yield compose
     finally:
@@ -164,16 +153,99 @@ def test_the_single_member_needs_no_certificate(single: Compose) -> None:
         assert client.txn([], [Put(b"single", b"1")], timeout=10).succeeded
 
 
-def test_two_nodes_share_a_journal_and_one_goes_on_without_the_other(cluster: Compose) -> None:
-    if not have_image(image := python_image()):
-        pytest.skip(f"the image {image} is not here and cannot be pulled: there is nothing to build the nodes on")
-    cluster.up("node1", "node2")
-    append = ("coordjournal", "append", "handbook", "alias")
-    cluster("exec", "-T", "node1", *append, "Home", "shard-a:Start")
-    assert "shard-a:Start" in cluster("exec", "-T", "node2", "coordjournal", "resolve", "handbook", "Home")
-    cluster("kill", "node1")
-    cluster("exec", "-T", "node2", *append, "Away", "Home")
-    assert "shard-a:Start" in cluster("exec", "-T", "node2", "coordjournal", "resolve", "handbook", "Away")
+def test_appends_from_this_host_are_forwarded_and_go_on_when_the_holder_is_killed(
+    cluster: Compose, certificates: CertificateAuthority, python_image: str, shared: Path
+) -> None:
+    cluster.environment[PYTHON_IMAGE] = python_image
+    cluster.up(*NODES)
+    tls = Tls(*certificates.client("root"))
+    repo, endpoints = shared / "wiki.git", ",".join(map(cluster.endpoint, MEMBERS))
+    with cj.DecisionLog.open(repo, etcd=endpoints, tls=tls, role="client", ttl=TTL) as log:
+        first = log.append("handbook", cj.AliasSet("Home", "shard-a:Start"), key="first", timeout=READY_SECONDS)
+        (space,), nodes = status(repo, Settings(endpoints, tls))
+        assert space.holder is not None
+        assert {node.host for node in nodes} >= {*NODES}
+        cluster("kill", killed := space.holder.host)
+        second = log.append("handbook", cj.AliasSet("Away", "Home"), key="second", timeout=READY_SECONDS)
+        (space,), _ = status(repo, Settings(endpoints, tls), "handbook")
+    assert [(first.seq, first.via), (second.seq, second.via)] == [(1, "forwarded"), (2, "forwarded")]
+    assert second.term > first.term
+    assert space.holder is not None
+    (other,) = {*NODES} - {killed}
+    assert space.holder.host == other
+    resolved = cluster("exec", "-T", other, "coordjournal", "resolve", "handbook", "Away")
+    assert "shard-a:Start" in resolved
+
+
+def test_the_lines_of_the_readme_run_as_they_stand(readme: Readme) -> None:
+    assert readme.lines[0].startswith("docker compose up")
+    first = next(number for number, line in enumerate(readme.lines, 1) if " append " in line)
+    assert first <= 10, "from docker compose up to the first append: ten lines at most"
+    said = {line: readme.run(line) for line in readme.lines}
+    assert sum(" up " in line for line in said) == 2, "the single member, and the cluster"
+    assert [out for line, out in said.items() if " append " in line and "handbook" not in out] == []
+    assert all("shard-a:Start" in out for line, out in said.items() if " resolve " in line)
+    assert "node2" in readme.run("docker compose exec node2 coordjournal status --nodes")
+
+
+class Readme:
+    """A copy of the checkout, in which lines of the README are run as whoever reads it would."""
+
+    def __init__(self, compose: Compose) -> None:
+        text = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+        (block,) = re.findall(r"```console\n(\$ docker compose.*?)```", text, re.DOTALL)
+        self.lines = [line.removeprefix("$ ").partition("  #")[0] for line in block.splitlines()]
+        self.compose = compose
+
+    def run(self, line: str) -> str:
+        """Run a line, with the Compose that is here, and return what it says."""
+        waits = line.startswith("docker compose up") and self.compose.program == ["docker-compose"]
+        command = re.sub(r"^docker compose exec", "docker compose exec -T", line)  # there is no terminal
+        if waits:  # a Compose of old does not know how
+            command = command.replace(" --wait", "")
+        command = re.sub("^docker compose", " ".join(self.compose.program), command)
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=self.compose.directory,
+            env=self.compose.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, (line, done.stdout, done.stderr)
+        if waits:
+            self.compose.wait()
+        if " down " in line:
+            assert self.compose.containers() == [], line
+        return done.stdout
+
+
+@pytest.fixture
+def readme(program: list[str], python_image: str, tmp_path: Path) -> Iterator[Readme]:
+    """Give a copy of the checkout that is set up; its ports are free ones, and as alike as those of compose.yaml."""
+    there = tmp_path / "checkout"
+    there.mkdir()
+    for name in ("compose.yaml", "Dockerfile", ".dockerignore", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(CHECKOUT / name, there)
+    for name in ("coordjournal", "scripts"):
+        shutil.copytree(CHECKOUT / name, there / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (there / ".venv" / "bin").mkdir(parents=True)
+    python = there / ".venv" / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n', encoding="utf-8")
+    python.chmod(0o755)
+    made_for = subprocess.run(["cksum", there / "pyproject.toml"], capture_output=True, check=True).stdout
+    (there / ".venv" / ".installed-testing").write_bytes(made_for)
+
+    text = (CHECKOUT / "compose.yaml").read_text(encoding="utf-8")
+    published = dict(re.findall(r"\$\{(ETCD\d?_PORT):-(\d+)\}", text))
+    assert published.keys() == PORTS.keys()
+    free = {port: str(free_port()) for port in {*published.values()}}
+    variables = {PYTHON_IMAGE: python_image, **{name: free[port] for name, port in published.items()}}
+    compose = Compose(program, there, project(), variables)
+    try:
+        yield Readme(compose)
+    finally:
+        compose.down()
 
 
 def test_every_image_is_pinned() -> None:
@@ -192,27 +264,12 @@ def test_the_fixtures_and_compose_name_the_same_etcd() -> None:
     assert f"${{COORDJOURNAL_ETCD_IMAGE:-{IMAGE}}}" in (CHECKOUT / "compose.yaml").read_text(encoding="utf-8")
 
 
-def python_image() -> str:
-    (pinned,) = re.findall(
-        r"COORDJOURNAL_PYTHON_IMAGE:-([^}]+)", (CHECKOUT / "compose.yaml").read_text(encoding="utf-8")
-    )
-    return os.environ.get("COORDJOURNAL_PYTHON_IMAGE") or str(pinned)
+def project() -> str:
+    """Return a name that nobody else has."""
+    return f"coordjournal-test-{secrets.token_hex(4)}"
 
 
-def have_image(image: str) -> bool:
-    return succeeds("docker", "image", "inspect", image) or succeeds("docker", "pull", "--quiet", image)
-
-
-def compose_program() -> list[str]:
-    if succeeds("docker", "compose", "version"):
-        return ["docker", "compose"]
-    return ["docker-compose"] if succeeds("docker-compose", "version") else []
-
-
-def succeeds(*command: str) -> bool:
-    if shutil.which(command[0]) is None:
-        return False
-    try:
-        return subprocess.run(command, capture_output=True, timeout=30, check=False).returncode == 0
-    except subprocess.TimeoutExpired:
-        return False
+def free_port() -> int:
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        port: int = server.getsockname()[1]
+        return port

@@ -115,18 +115,71 @@ def test_keys_are_readable_by_their_owner_only(tmp_path: Path) -> None:
     assert [stat.S_IMODE(key.stat().st_mode) for key in keys] == [0o600] * 3
 
 
-def test_the_program_makes_a_directory_that_is_closed_to_others_and_users_that_containers_can_read(
-    tmp_path: Path,
-) -> None:
+def test_the_program_makes_a_directory_that_is_closed_to_others_and_so_is_every_key(tmp_path: Path) -> None:
     directory = tmp_path / "certificates"
-    command = [sys.executable, "-m", "coordjournal.testing.certificates", str(directory), "etcd1", "etcd2"]
-    subprocess.run([*command, "--users", "root", "wiki"], cwd=CHECKOUT, check=True, umask=0o077)
-    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    assert program(directory, "etcd1", "etcd2", "--users", "root", "wiki").returncode == 0
     assert (directory / ".gitignore").read_text(encoding="ascii") == "*\n"
     made = {str(path.relative_to(directory)) for path in directory.rglob("*.pem")}
     parties = ["etcd1", "etcd2", "root", "wiki"]
     assert made == {"ca.pem", "ca-key.pem"} | {f"{who}/{part}.pem" for who in parties for part in ("ca", "cert", "key")}
-    assert stat.S_IMODE((directory / "wiki").stat().st_mode) == 0o755
-    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (directory / "wiki").iterdir()}
-    assert modes == dict.fromkeys(["ca.pem", "cert.pem", "key.pem"], 0o644)
-    assert stat.S_IMODE((directory / "etcd1" / "key.pem").stat().st_mode) == 0o600
+    assert {mode(path) for path in (directory, *(directory / who for who in parties))} == {0o700}
+    assert {mode(path) for path in directory.rglob("*key.pem")} == {0o600}
+
+
+def test_a_key_is_readable_for_a_container_only_where_that_is_said(tmp_path: Path) -> None:
+    directory = tmp_path / "certificates"
+    for readable in (["--readable", "wiki"], []):  # made again without it, it is closed again
+        assert program(directory, "etcd1", "--users", "root", "wiki", *readable).returncode == 0
+        assert mode(directory) == 0o700
+        assert mode(directory / "root" / "key.pem") == 0o600
+        assert (mode(directory / "wiki"), mode(directory / "wiki" / "key.pem")) == (
+            (0o755, 0o644) if readable else (0o700, 0o600)
+        )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["{}", "../../evil"], "neither the name of a host nor an address"),
+        (["{}", "/tmp/evil"], "neither the name of a host nor an address"),
+        (["{}", "a b"], "neither the name of a host nor an address"),
+        (["{}", "fe80::1%../../evil"], "neither the name of a host nor an address"),
+        (["{}", ""], "neither the name of a host nor an address"),
+        (["{}", ".."], "neither the name of a host nor an address"),
+        (["{}", "ca.pem"], "neither the name of a host nor an address"),
+        (["{}", "etcd1", "--users", "../evil"], "no name of a user"),
+        (["{}", "etcd1", "--users", "a b"], "no name of a user"),
+        (["{}", "etcd1", "--users", "x" * 65], "no name of a user"),
+        (["{}", "etcd1", "--users", "etcd1"], "names a server and a user"),
+        (["{}", "etcd1", "--users", "root", "--readable", "node"], "none of the users"),
+        (["{}", "etcd1", "--days", "1e9"], "too many"),
+        (["/proc/x", "localhost"], "/proc/x: "),
+        (["/dev/null", "localhost"], "/dev/null: "),
+    ],
+)
+def test_what_cannot_be_made_is_a_usage_error_and_nothing_is_made_elsewhere(
+    words: list[str], said: str, tmp_path: Path
+) -> None:
+    directory = tmp_path / "deep" / "certificates"
+    done = program(*(word.format(directory) for word in words))
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert said in done.stderr.splitlines()[-1]
+    assert not [path for path in tmp_path.rglob("*") if directory not in (path, *path.parents) and path.is_file()]
+    assert not list(tmp_path.rglob("*evil*"))
+
+
+def test_files_that_are_no_authority_are_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("nonsense")
+    (tmp_path / "ca-key.pem").write_text("nonsense")
+    done = program(tmp_path, "etcd1")
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def program(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run what `scripts/certificates` runs, where nobody is forbidden anything by the umask."""
+    command = [sys.executable, "-m", "coordjournal.testing.certificates", *map(str, words)]
+    return subprocess.run(command, cwd=CHECKOUT, check=False, umask=0, capture_output=True, text=True)
