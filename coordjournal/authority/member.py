@@ -179,14 +179,16 @@ class Member:
     def _try_to_withdraw(self, future: AppendFuture, seconds: float) -> bool:
         with self._lock:
             queued = next((asked for asked in self._queue if asked.future is future), None)
+            if queued is not None and self._tell_receipt(queued):
+                self._unqueue(queued)
+                return False
             asked = queued or next((asked for asked in self._under_way() if asked.future is future), None)
             if asked is None or self._has_fellow(asked):
                 return False
             asked.given_up = True
             if queued is not None and not self._may_be_applied(queued):
-                self._queue.remove(queued)
-                self._queue_bytes -= rough_bytes(queued.append)
-                return not self._tell_receipt(queued)
+                self._unqueue(queued)
+                return True
             self._withdrawals.append((asked, None))
         self._kick(self)
         with self._lock:
@@ -195,6 +197,10 @@ class Member:
             if asked.withdrawn and self._has_fellow(asked):
                 asked.tell(_undecided("it was taken back, but another attempt under its key is on its way"))
             return asked.withdrawn
+
+    def _unqueue(self, asked: Asked) -> None:
+        self._queue.remove(asked)
+        self._queue_bytes -= rough_bytes(asked.append)
 
     def _tell_receipt(self, asked: Asked) -> bool:
         """Give the caller the receipt that this process has for the same append; false if it has none."""
@@ -713,8 +719,7 @@ class Member:
         with self._lock:
             if asked not in self._queue:
                 return
-            self._queue.remove(asked)
-            self._queue_bytes -= rough_bytes(asked.append)
+            self._unqueue(asked)
         self._forwarding.look_up(asked, found)
         if asked.withdrawn:
             with self._lock:

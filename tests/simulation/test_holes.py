@@ -5,18 +5,32 @@ Where a protocol that does less falls in, the test shows it, by what it would ha
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future
+
 import pytest
 
 import coordjournal as cj
 from coordjournal.authority.tenure import campaign
-from coordjournal.authority.wire import range_of
-from coordjournal.entry import Append, Receipt
-from coordjournal.errors import Conflict, HeadBehind, HeadMissing, NothingToRetract, Unavailable, Undecided
-from coordjournal.etcd import Compare, Delete
+from coordjournal.authority.wire import HeadValue, encode_head, range_of
+from coordjournal.entry import Append, Head, Receipt
+from coordjournal.errors import (
+    Conflict,
+    Corrupt,
+    HeadBehind,
+    HeadMissing,
+    MissingObjects,
+    NothingToRetract,
+    Unavailable,
+    Undecided,
+)
+from coordjournal.etcd import Compare, Delete, Put
 from coordjournal.log import DecisionLog
 from tests.simulation.byhand import SPACE, Hand, Hands
 from tests.simulation.model import Fate
 from tests.simulation.process import KEYS
+from tests.simulation.store import SimulatedStore
 from tests.simulation.workload import ACTOR, AT
 
 
@@ -143,6 +157,130 @@ def test_a_holder_that_wakes_in_a_restored_etcd_does_not_go_on_from_there(world:
     assert [appended.key for appended in world.store.read(SPACE, world.store.head(SPACE))] == ["k1", "k2"]
 
 
+# A receipt is given only for what the branch holds: whatever etcd forgets, it stays in the log.
+
+
+def lose_the_head(world: Hands, head: Head, other: Hand) -> None:
+    """Wipe etcd, publish an older head, as who recovers from the branch does, and let another append on it."""
+    world.server.wipe()
+    world.recover(head)
+    other.authority.tick()  # its session is gone too
+    other.node.session.created = 0
+    other.append("other")
+
+
+def at_the_next_move(hand: Hand, does: Callable[[], object]) -> None:
+    """Let something happen before a process moves the branch for the next time."""
+    advance = hand.store.advance
+
+    def moved(space: str, old: Head, new: Head) -> None:
+        hand.store.advance = advance  # type: ignore[method-assign]
+        does()
+        advance(space, old, new)
+
+    hand.store.advance = moved  # type: ignore[method-assign]
+
+
+def test_what_etcd_lost_before_the_branch_was_moved_is_not_acknowledged(world: Hands) -> None:
+    late, other = holding(world), Hand(world, "b")
+    head = world.head
+    at_the_next_move(late, lambda: lose_the_head(world, head, other))
+    future = late.submit("lost")
+    late.steps()
+    with pytest.raises(Undecided, match="coordjournal recover"):
+        future.result(0)
+    assert late.member.tenure is None
+    assert world.keys() == ["k1", "other"]
+    again = late.submit("lost")
+    late.member.withdraw(again, seconds=0)  # type: ignore[arg-type]  # it is an `AppendFuture`
+    late.steps()
+    assert not isinstance(again.exception(0), Unavailable), "an operator may bring it back"
+
+
+def test_what_etcd_lost_before_the_branch_was_moved_is_not_acknowledged_to_whoever_forwarded_it(world: Hands) -> None:
+    late, other, forwarder = holding(world), Hand(world, "b"), Hand(world, "c", role="client")
+    head = world.head
+    future = forwarder.forward("lost")
+    on_the_way = []
+
+    def lose() -> None:
+        outcome = world.server.peek(KEYS.outcome(forwarder.node.id, SPACE, 1))
+        assert outcome is not None
+        on_the_way.append(outcome.value)
+        lose_the_head(world, head, other)
+
+    at_the_next_move(late, lose)
+    late.member.hint_intents()
+    late.steps()
+    forwarder.member.hint_outcome(1, on_the_way[0])
+    forwarder.steps()
+    with pytest.raises(Undecided, match="coordjournal recover"):
+        future.result(0)
+    assert world.keys() == ["k1", "other"]
+
+
+def test_a_branch_that_cannot_be_moved_and_went_elsewhere_acknowledges_nothing(world: Hands) -> None:
+    late, other = holding(world), Hand(world, "b")
+    head = world.head
+    world.disk.fails = lambda step: step == "advance"
+    assert late.append("k2").seq == 2, "whose branch only lags"
+
+    def go_elsewhere() -> None:
+        world.disk.fails = lambda _: False
+        lose_the_head(world, head, other)
+        world.disk.fails = lambda step: step == "advance"
+
+    accept = late.member.tenure.accept  # type: ignore[union-attr]
+    late.member.tenure.accept = lambda proposal: (go_elsewhere(), accept(proposal))[1]  # type: ignore[union-attr,method-assign,func-returns-value]
+    future = late.submit("k3")
+    late.steps()
+    assert isinstance(future.exception(0), Undecided)
+    assert world.keys() == ["k1", "other"]
+
+
+def test_one_that_took_over_an_older_head_does_not_go_past_what_was_acknowledged(world: Hands) -> None:
+    """The branch holds it, etcd's head does not: whoever goes on from there finds that they have parted."""
+    holder, other = holding(world), Hand(world, "b")
+    head = world.head
+    snapshot = world.server.snapshot()
+
+    def forget() -> None:
+        world.server.restore(snapshot)
+        world.recover(head)
+        other.member.need()
+        other.steps()
+        assert other.member.tenure is not None
+
+    at_the_next_move(holder, forget)
+    assert holder.append("k2").seq == 2
+    future = other.submit("other")
+    other.steps()
+    assert isinstance(future.exception(0), (Undecided, HeadBehind, Corrupt))
+    assert [appended.key for appended in world.store.read(SPACE, world.store.head(SPACE))] == ["k1", "k2"]
+
+
+def test_what_the_branch_holds_was_not_certainly_lost_by_etcd(world: Hands) -> None:
+    holder, other = holding(world), Hand(world, "b")
+    other.fates = [(KEYS.intents, Fate.LOSE_ANSWER)]
+    future = other.submit("b1")
+    while not world.server.peek(KEYS.intent(SPACE, other.node.id, 1)):
+        other.member.step()
+    holder.member.hint_intents()
+    holder.steps()
+    assert world.keys() == ["k1", "b1"]
+    published, identity = Head(1, *_first(world)), world.store.identity(SPACE, world.head)
+    raw = encode_head(HeadValue(published.seq, published.commit, published.term, identity))
+    world.server.txn((), [Put(KEYS.head(SPACE), raw), Delete(*range_of(KEYS.outcomes))])
+    other.withdraw(future)
+    other.steps()
+    assert not isinstance(future.exception(0), Unavailable)
+
+
+def _first(world: Hands) -> tuple[str, int]:
+    first = next(iter(world.store.read(SPACE, world.head)))
+    return first.commit, first.term
+
+
 # Intents.
 
 
@@ -256,6 +394,36 @@ def test_a_process_that_only_waits_opens_its_session_anew_after_a_recovery(world
     for hand in (holder, idle):
         hand.authority.tick()
     assert world.server.peek(KEYS.node(idle.node.id)) is not None
+
+
+def test_what_is_taken_back_leaves_nothing_in_etcd(world: Hands) -> None:
+    client = Hand(world, "c", role="client")
+    Hand(world, "a").append("k1")
+    world.server.wipe()
+    world.recover(world.store.head(SPACE))
+    futures = [client.forward(f"c{number}") for number in range(20)]
+    assert not futures[0].done(), "nobody holds the space"
+    for future in futures:
+        client.withdraw(future)
+        client.steps()
+    assert {type(future.exception(0)) for future in futures} == {Unavailable}
+    first, end = range_of(KEYS.intents)
+    assert [kv.key for kv in world.server.peek_all() if first <= kv.key < end] == []
+
+
+def test_what_is_taken_back_and_cannot_be_swept_goes_with_its_session(world: Hands) -> None:
+    holder, client = holding(world), Hand(world, "c", role="client")
+    future = client.forward("c1")
+    client.withdraw(future)
+    client.member.step()  # it is emptied, and not swept yet
+    intent = world.server.peek(KEYS.intent(SPACE, client.node.id, 1))
+    assert intent is not None
+    assert (intent.value, intent.lease) == (b"", client.node.session.lease)
+    holder.member.hint_intents()
+    holder.steps()
+    world.server.revoke(client.node.session.lease)
+    assert world.server.peek(KEYS.intent(SPACE, client.node.id, 1)) is None
+    assert world.keys() == ["k1"]
 
 
 # Answers that never came.
@@ -431,6 +599,19 @@ def test_an_append_is_not_certainly_failed_while_its_fellow_waits(world: Hands) 
     assert isinstance(second.exception(0), Undecided)
 
 
+def test_a_retry_that_waits_gets_the_receipt_that_its_own_process_has(world: Hands) -> None:
+    hand, event = holding(world), cj.AliasSet(alias="x", target="y")
+    waiting: list[Future[Receipt]] = []
+    at_the_next_move(hand, lambda: waiting.extend((hand.submit("k2"), hand.submit("k2", event))))
+    first = hand.submit("k2")
+    while not first.done():
+        hand.member.step()
+    again, other = waiting
+    assert not hand.withdraw(again), "it would be Unavailable, and stands in the log"
+    assert (again.result(0).seq, again.result(0).duplicate) == (2, True)
+    assert hand.withdraw(other), "it is another append"
+
+
 def test_a_receipt_found_in_the_log_at_the_deadline_is_no_duplicate(world: Hands) -> None:
     holder, other = holding(world), Hand(world, "b")
     future = other.forward("b1")
@@ -501,3 +682,45 @@ def test_a_conflict_names_a_head_that_was_the_newest(world: Hands) -> None:
     error = future.exception(0)
     assert isinstance(error, Conflict)
     assert error.head_seq == 2
+
+
+@pytest.mark.parametrize("hidden_seconds", [5.0, 500.0])
+def test_a_new_holder_waits_for_objects_that_a_directory_cache_hides(
+    world: Hands, hidden_seconds: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "coordjournal")
+    world.disk.hidden_seconds = hidden_seconds
+    old, new = holding(world), Hand(world, "b")
+    new.store.__class__ = type("Patient", (SimulatedStore,), {"patience": 60.0})
+    world.server.revoke(old.node.session.lease)
+    future = new.submit("b1")
+    began = world.now
+    while not future.done():
+        world.now += new.member.step() or 0.01
+        assert world.now < began + 90
+    assert "looking again" in caplog.text
+    if hidden_seconds < 60:
+        assert future.result(0).seq == 2
+        assert world.now - began >= hidden_seconds - 1
+        assert "cannot be taken over" not in caplog.text
+    else:
+        assert isinstance(future.exception(0), MissingObjects)
+        assert world.now - began >= 60
+
+
+def test_what_was_hidden_long_ago_is_waited_for_anew(world: Hands) -> None:
+    old, new = holding(world), Hand(world, "b")
+    world.disk.hidden_seconds = 5.0
+    old.append("k2")
+    world.server.revoke(old.node.session.lease)
+    new.submit("b1")
+    new.steps()
+    assert new.member._missing_since is not None
+    old.authority.tick()
+    old.steps()
+    old.submit("k3")
+    old.steps()
+    new.member.hint_holder(None)
+    pass_by(new, 1.0)
+    new.steps()
+    assert new.member._missing_since is None
