@@ -32,6 +32,7 @@ from coordjournal.errors import (
 )
 from coordjournal.store import EMBEDDED, Diverged, HeadMoved, Ready, compaction, message, pack, refs, tree
 from coordjournal.store.files import file_system, is_network, is_sharable, locked, sync_directory
+from coordjournal.store.orphans import Orphans, branch_gone
 from coordjournal.store.packfile import prefix_delta
 from coordjournal.store.repository import Owner, Repository
 from coordjournal.store.walk import Trail, about_of, blobs, last_blob, read_object, target_of, tree_reader, walk_back
@@ -40,6 +41,7 @@ FORMAT: Final = 1
 """The version of the git format; stands in every `space.json`."""
 
 _BRANCH = re.compile(r"refs/heads/([a-z0-9][a-z0-9-]{0,62})")
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _LOOSE = re.compile(rb"[0-9a-f]{40}\n")
 _CHUNK: Final = 512  # appends read at a time
 _LOOK_EVERY: Final = 32  # groups between two looks at the number of packs
@@ -82,6 +84,8 @@ class GitStore:
         self._random = random
         self._lock = threading.Lock()
         self._heads: dict[str, Head] = {}
+        self._noted: set[str] = set()  # spaces whose branch is noted
+        self._tips: dict[str, tuple[int, list[Head]]] = {}  # where the branches that are gone may have been
         self._checked: set[str] = set()  # spaces whose space.json is this format's and names them
         self._spines: dict[str, tuple[str, tree.Spine]] = {}
         self._journal = ""  # the one that was claimed
@@ -173,8 +177,18 @@ class GitStore:
             raise OperatorNeeded(
                 f"the branches cannot be looked at: {error.strerror}", self._branches, "give this user the right to"
             ) from error
-        branches = (match[1] for name in names if (match := _BRANCH.fullmatch(name)))
-        return sorted(space for space in branches if self._is_space(space))
+        branches = {match[1] for name in names if (match := _BRANCH.fullmatch(name))}
+        return sorted([*(space for space in branches if self._is_space(space)), *self._without_branch(branches)])
+
+    def _without_branch(self, branches: set[str]) -> list[str]:
+        """Return the spaces that lost their branch, which reading and appending name as a fault."""
+        try:
+            begun = os.listdir(self.repository.begun_path())  # noqa: PTH208  # names only
+        except OSError:
+            return []
+        return [
+            space for space in begun if space not in branches and _NAME.fullmatch(space) and self.lost_branch(space)
+        ]
 
     def _is_space(self, space: str) -> bool:
         """Whether the branch is one of ours: a branch of something else is no space, but no fault either.
@@ -197,6 +211,8 @@ class GitStore:
     def head(self, space: str) -> Head:
         commit = self._branch(space)
         if not commit:
+            if self.lost_branch(space):
+                raise self._lost(space)
             return Head()
         known = self._heads.get(space)
         if known is not None and known.commit == commit:
@@ -221,6 +237,47 @@ class GitStore:
             return self.repository.use(lambda handle: target_of(handle, space))
         except (pygit2.GitError, ValueError) as error:
             raise Corrupt(f"the branch of space {space} is damaged: {error}", str(self.repository.path)) from error
+
+    def lost_branch(self, space: str) -> bool:
+        """Whether a space without a branch had one, where the branch is all that says how far the log goes.
+
+        Under etcd the published head says that, and the branch is rolled forward to it.
+        """
+        if not self.had_branch(space):
+            return False
+        owner = self.repository.owner()
+        return (
+            owner is not None and owner.authority == EMBEDDED and not self._branch(space)
+        )  # it may have come just now
+
+    def had_branch(self, space: str) -> bool:
+        """Whether the space has or had a branch, as far as that was noted here: a clone has no note of it."""
+        try:
+            return self.repository.begun_path(space).exists()
+        except OSError:
+            return False
+
+    def _lost(self, space: str) -> Corrupt:
+        """Return the error that a branch is gone, with the commit that it was at; looks at every object, once."""
+        changed = self.repository.packs.stat().st_mtime_ns
+        known, tips = self._tips.get(space, (0, []))
+        if known != changed:
+            tips = Orphans(self.repository).on(space, Head())
+            self._tips[space] = changed, tips
+        return branch_gone(self.repository, space, tips)
+
+    def _note_branch(self, space: str) -> None:
+        """Note that the space has a branch, so that its loss is noticed. Nothing depends on it."""
+        if space in self._noted:
+            return
+        path = self.repository.begun_path(space)
+        try:
+            if not path.exists():
+                path.parent.mkdir(exist_ok=True)
+                path.touch()
+        except OSError as error:
+            logger.info("that space %s has a branch cannot be noted: %s", space, error)
+        self._noted.add(space)
 
     def _check_about(self, space: str, root: str) -> None:
         if space not in self._checked:
@@ -367,6 +424,7 @@ class GitStore:
                 self._spines.pop(space, None)
             raise
         self._heads[space] = new
+        self._note_branch(space)
         if self._groups % _LOOK_EVERY == 0:  # the first one too: many processes append once and end
             self._compact_if_due()
         self._groups += 1

@@ -65,6 +65,26 @@ class Orphans:
         return name if isinstance(name, str) else ""
 
 
+def branch_gone(repository: Repository, space: str, tips: list[Head]) -> Corrupt:
+    """Return the error that a space's branch is gone; `tips` are the ends of its log, as `Orphans.on` gives them."""
+    where, run = (
+        str(repository.path),
+        f"bring it back from a clone: `git fetch CLONE refs/heads/{space}:refs/heads/{space}`",
+    )
+    what, seq = f"the branch of space {space} is gone, and so is what it held", 0
+    if tips:
+        what = f"the branch of space {space} is gone, whose log reached entry {tips[0].seq}, commit {tips[0].commit}"
+        seq = tips[0].seq
+        run = f"bring it back: `git update-ref refs/heads/{space} {tips[0].commit}`"
+        if len(tips) > 1:
+            others = ", ".join(tip.commit for tip in tips[1:])
+            run += f" (`git log` shows where it parts from what else ends a log of that space: {others})"
+    note = repository.begun_path(space)
+    if note.exists():
+        run += f"; or, to begin the space anew on purpose, delete {note}"
+    return Corrupt(what, where, run, seq)
+
+
 def _read_all(handle: pygit2.Repository) -> Children:
     children: Children = {}
     for oid in handle:

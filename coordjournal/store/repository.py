@@ -102,6 +102,10 @@ class Repository:
             path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
+    def begun_path(self, space: str = "") -> Path:
+        """Return the file whose presence says that `space` had a branch; without one, the directory of those files."""
+        return self.own / "begun" / space
+
     def drafts(self) -> Path:
         """Return the directory of unfinished files, on the same disk as the packs."""
         path = self.own / "drafts"

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -95,7 +96,8 @@ class Damage(NamedTuple):
 
 
 def write(path: Path, content: bytes) -> None:
-    path.chmod(0o644)
+    if path.exists():
+        path.chmod(0o644)
     path.write_bytes(content)
 
 
@@ -215,11 +217,26 @@ def test_damage_to_any_file_is_found_and_not_served(truth: Truth, tracebacks: Tr
     done = 0
     for what, file, path in damaged(truth, files_of(truth.path)):
         check_found(what, file, path, truth)
-        if not (is_branch(file) and what.endswith("deleted")):  # to a new process that is a space which never was
-            check_not_served(what, path, truth)
-            check_appends(what, path, truth)
+        check_not_served(what, path, truth)
+        check_appends(what, path, truth)
         done += 1
     assert done > 200
+
+
+def damaged_in_place(path: Path, files: Sequence[Path], damages: Sequence[Damage]) -> Iterator[tuple[str, Path]]:
+    """Yield, for every file and every damage, what was done to which; what was done is undone afterwards."""
+    derived = path.with_name("derived")
+    shutil.copytree(path / "coordjournal", derived)
+    for file in files:
+        other = one_like(path, file)
+        before, others = (path / file).read_bytes(), other.read_bytes()
+        for damage in damages:
+            damage.do(path / file, other)
+            yield f"{file} {damage.name}", file
+            write(path / file, before)
+            write(other, others)
+            shutil.rmtree(path / "coordjournal")
+            shutil.copytree(derived, path / "coordjournal")
 
 
 def test_damage_to_any_loose_object_is_found_and_not_served(truth: Truth, tracebacks: Tracebacks) -> None:
@@ -232,10 +249,9 @@ def test_damage_to_any_loose_object_is_found_and_not_served(truth: Truth, traceb
             subprocess.run(["git", "-C", truth.path, "unpack-objects", "-q"], stdin=stream, check=True)
     loose = [file for file in files_of(truth.path) if len(file.parent.name) == 2]
     assert len(loose) > 50
-    done = {"truncated", "without its last byte", "emptied", "deleted", "swapped", "a bit flipped at 60%"}
-    for what, file, path in damaged(truth, loose[::6], [damage for damage in DAMAGES if damage.name in done]):
-        check_found(what, file, path, truth)
-        check_not_served(what, path, truth)
+    for what, file in damaged_in_place(truth.path, loose, DAMAGES):
+        check_found(what, file, truth.path, truth)
+        check_not_served(what, truth.path, truth)
 
 
 @pytest.mark.parametrize("left", [0, 1, 2, 10, -12, -4, -1])
@@ -259,6 +275,59 @@ def test_a_branch_that_is_gone_is_named_with_the_commit_to_bring_back(truth: Tru
     assert maintenance.verify(truth.path) == truth.verified
 
 
+@pytest.mark.parametrize("appends", [1, 2])
+def test_a_branch_that_is_gone_is_no_empty_space(quick_path: Path, appends: int) -> None:
+    """To whoever reads, appends, lists or verifies, in the process that knew it and in a new one."""
+    path = quick_path / "wiki.git"
+    with cj.DecisionLog.open(path, actor=ACTOR, node="one") as known:
+        head = [known.append("s", alias(number), at=AT) for number in range(appends)][-1]
+        gone = f"branch of space s is gone.*{head.commit}"
+        (path / "refs" / "heads" / "s").unlink()
+        with cj.DecisionLog.open(path, actor=ACTOR, node="two") as new:
+            for log in (known, new):
+                for use in (log.head, log.state, log.events, partial(log.append, events=alias(9), at=AT)):
+                    with pytest.raises(cj.Corrupt, match=gone):
+                        use("s")
+                assert log.spaces() == ["s"]
+        with pytest.raises(cj.Corrupt, match=gone):
+            maintenance.verify(path)
+        with pytest.raises(cj.Corrupt, match=gone) as fault:
+            maintenance.verify(path, "s")
+        command = fault.value.run.split("`")[1].split()
+        subprocess.run([command[0], "-C", path, *command[1:]], check=True)
+        assert known.append("s", alias(9), at=AT).seq == appends + 1
+
+
+def test_a_branch_that_is_gone_with_all_that_it_held_comes_from_a_clone(quick_path: Path) -> None:
+    path, clone = quick_path / "wiki.git", quick_path / "clone.git"
+    with cj.DecisionLog.open(path, actor=ACTOR) as log:
+        log.append("s", alias(0), at=AT)
+    subprocess.run(["git", "clone", "-q", "--mirror", path, clone], check=True)
+    (path / "refs" / "heads" / "s").unlink()
+    for file in (path / "objects" / "pack").iterdir():
+        file.unlink()
+    with cj.DecisionLog.open(path, actor=ACTOR) as log, pytest.raises(cj.Corrupt, match="so is what it held") as fault:
+        log.state("s")
+    command = fault.value.run.split("`")[1].replace("CLONE", str(clone)).split()
+    subprocess.run([command[0], "-C", path, *command[1:], "-q"], check=True)
+    with cj.DecisionLog.open(path, actor=ACTOR) as log:
+        assert log.append("s", alias(1), at=AT).seq == 2
+
+
+def test_a_space_begins_anew_where_an_operator_wants_it_and_nothing_tells_of_a_branch_without_the_note(
+    quick_path: Path,
+) -> None:
+    path = quick_path / "wiki.git"
+    with cj.DecisionLog.open(path, actor=ACTOR) as log:
+        log.append("s", alias(0), at=AT)
+    (path / "refs" / "heads" / "s").unlink()
+    with cj.DecisionLog.open(path, actor=ACTOR) as log, pytest.raises(cj.Corrupt) as fault:
+        log.head("s")
+    Path(fault.value.run.rpartition("delete ")[2]).unlink()
+    with cj.DecisionLog.open(path, actor=ACTOR) as log:
+        assert log.append("s", alias(1), at=AT).seq == 1
+
+
 def test_a_first_append_that_was_never_published_is_no_branch_that_is_gone(quick_path: Path) -> None:
     path = quick_path / "wiki.git"
     with cj.DecisionLog.open(path, actor=ACTOR, node="one") as log:
@@ -266,6 +335,7 @@ def test_a_first_append_that_was_never_published_is_no_branch_that_is_gone(quick
         assert futures[-1].result(10).seq == 4
         assert log.append("t", alias(1), at=AT).seq == 1
     (path / "refs" / "heads" / "t").unlink()
+    (path / "coordjournal" / "begun" / "t").unlink()  # as if its maker had died before it moved the branch
     assert [verified.space for verified in maintenance.verify(path)] == ["s"]
 
 
