@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from contextlib import closing
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from coordjournal.errors import Corrupt
 from coordjournal.state import EMPTY, StateDraft
 from coordjournal.store import message, pack, tree
 from coordjournal.store.git import GitStore
-from coordjournal.store.orphans import Orphans
+from coordjournal.store.orphans import Orphans, branch_gone
 from coordjournal.store.packfile import PackFile
 from coordjournal.store.repository import Repository
 from coordjournal.store.walk import read_object
@@ -34,23 +35,11 @@ class Verified(NamedTuple):
 def verify_space(store: GitStore, space: str, head: Head | None = None) -> Verified:
     """Check every object of a space's log from entry 1 on, up to the branch unless `head` is given.
 
-    The id of every commit, tree and file is computed anew; every tree is the one before it and one
-    file; seqs have no gap, no key comes twice, terms never fall; commit and file agree; the bytes are
-    canonical; the entries fold. Raises `Corrupt` or `UnknownEvent` for the first fault, with its place.
+    Raises what `SpaceWalk.to` does.
     """
-    head = store.head(space) if head is None else head
-    walk = _Walk(space)
-    for commit in store.commits(head):
-        try:
-            store.repository.use(lambda handle, commit=commit: walk.take(handle, commit))  # type: ignore[misc]
-        except Corrupt as fault:
-            if fault.where and fault.seq:
-                raise
-            where = fault.where or f"commit {commit}"
-            raise Corrupt(fault.what, f"space {space}, {where}", seq=fault.seq or walk.head.seq + 1) from fault
-    if walk.head != head:
-        raise Corrupt(f"the walk ends at entry {walk.head.seq}, the branch at {head.seq}", f"space {space}")
-    return Verified(space, walk.appends, head.seq, head.seq, head.commit)
+    walk = SpaceWalk(store, space)
+    walk.to(store.head(space) if head is None else head)
+    return walk.verified
 
 
 def verify_packs(repository: Repository) -> None:
@@ -69,18 +58,15 @@ def verify_packs(repository: Repository) -> None:
 def verify_branches(store: GitStore) -> None:
     """See that no space lacks its branch. Raises `Corrupt` for the first that does, with the commit to bring back.
 
-    A log that only one group of appends made may be a first append that was never published: it is no fault.
+    A log that only one group of appends made may be a first append that was never published: unless it is
+    noted that there was a branch, it is no fault.
     """
     orphans = Orphans(store.repository)
     for space in sorted(orphans.begun() - set(store.spaces())):
-        for tip in orphans.on(space, Head()):
-            if len({_made(store, commit) for commit in store.commits(tip)}) > 1:
-                raise Corrupt(
-                    f"the branch of space {space} is gone, whose log reached entry {tip.seq}, commit {tip.commit}",
-                    str(store.repository.path),
-                    f"bring it back: `git update-ref refs/heads/{space} {tip.commit}`",
-                    tip.seq,
-                )
+        tips = orphans.on(space, Head())
+        groups = [{_made(store, commit) for commit in store.commits(tip)} for tip in tips]
+        if store.had_branch(space) or any(len(made) > 1 for made in groups):
+            raise branch_gone(store.repository, space, tips)
 
 
 def _made(store: GitStore, commit: str) -> bytes:
@@ -89,18 +75,52 @@ def _made(store: GitStore, commit: str) -> bytes:
     return raw.partition(b"\ncommitter ")[2].partition(b"\n")[0]
 
 
-class _Walk:
-    """How far the walk is, and what the next append must fit."""
+class SpaceWalk:
+    """A walk along a space's log: `head` is how far it came, and what the next append must fit."""
 
-    def __init__(self, space: str) -> None:
+    def __init__(self, store: GitStore, space: str) -> None:
         self.space = space
         self.head = Head()
-        self.appends = 0
+        self._store = store
+        self._appends = 0
         self._spine: tree.Spine | None = None
         self._keys: set[bytes] = set()
         self._draft = StateDraft(EMPTY)
 
-    def take(self, handle: pygit2.Repository, commit: str) -> None:
+    @property
+    def verified(self) -> Verified:
+        """What was found sound."""
+        return Verified(self.space, self._appends, self.head.seq, self.head.seq, self.head.commit)
+
+    def to(self, head: Head) -> None:
+        """Check every object of the log up to `head`, from where the walk is.
+
+        The id of every commit, tree and file is computed anew; every tree is the one before it and one
+        file; seqs have no gap, no key comes twice, terms never fall; commit and file agree; the bytes are
+        canonical; the entries fold. Raises `Corrupt` or `UnknownEvent` for the first fault, with its place,
+        `Diverged` if the log that `head` ends does not hold what was walked.
+        """
+        store, space = self._store, self.space
+        if self.head.seq:
+            ahead = store.read(space, head, self.head.seq, self.head.commit)
+            commits: Iterator[str] = (appended.commit for appended in ahead)
+        else:
+            commits = store.commits(head)
+        for commit in commits:
+            try:
+                store.repository.use(lambda handle, commit=commit: self._take(handle, commit))  # type: ignore[misc]
+            except Corrupt as fault:
+                if fault.where and fault.seq:
+                    raise
+                where = fault.where or f"commit {commit}"
+                raise Corrupt(fault.what, f"space {space}, {where}", seq=fault.seq or self.head.seq + 1) from fault
+        if self.head != head:
+            raise Corrupt(
+                f"the walk ends at entry {self.head.seq}, term {self.head.term}, the head is {head.seq}, {head.term}",
+                f"space {space}",
+            )
+
+    def _take(self, handle: pygit2.Repository, commit: str) -> None:
         """Check the append that `commit` is. A second call after a failed read begins at the same place."""
         raw = _read(handle, commit, pack.COMMIT)
         info = message.parse(raw, commit)
@@ -131,7 +151,7 @@ class _Walk:
         self._keys.add(hashed)
         self._spine = spine
         self.head = Head(info.seq, commit, info.term)
-        self.appends += 1
+        self._appends += 1
 
     def _trees(self, handle: pygit2.Repository, info: message.CommitInfo) -> tuple[tree.Spine, bytes]:
         """Return the trees after this append, and its file: they must be the trees before it and that file.

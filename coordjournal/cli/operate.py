@@ -52,15 +52,16 @@ def verify(settings: Settings, space: str | None) -> None:
     """Walk everything and name the first fault and its place.
 
     All of SPACE, or of all spaces: hashes, commits, trees that only gain, seqs without a gap, keys, the
-    bytes of entries, the fold.
+    bytes of entries, the fold; and, where the journal is under etcd, every key there.
     """
     from coordjournal import maintenance
 
-    found = maintenance.verify(settings.repo, space)
-    settings.out.items(found, _VERIFIED_COLUMNS, _fields)
+    spaces, keys = maintenance.verify_with(settings.repo, settings.authority, space)
+    settings.out.items(spaces, _VERIFIED_COLUMNS, _fields)
     settings.out.flush()
-    entries = sum(verified.entries for verified in found)
-    note(f"sound: {count(len(found), 'space')}, {count(entries, 'entry', 'entries')}")
+    entries = sum(verified.entries for verified in spaces)
+    seen = "" if keys is None else f", {count(keys, 'key')} in etcd"
+    note(f"sound: {count(len(spaces), 'space')}, {count(entries, 'entry', 'entries')}{seen}")
 
 
 @click.command(cls=Command)
