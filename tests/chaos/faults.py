@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 
 class Ongoing(NamedTuple):
-    """A fault: what it is, whom it befalls, for how many seconds, what ends it, what no other may befall meanwhile."""
+    """A fault: what it is, whom it befalls, for how many seconds, what ends it, what no other may befall meanwhile.
+
+    What `end` returns, if it is a text, is why it was not done: then it does not count, and the run has a problem.
+    """
 
     kind: str
     target: str
@@ -235,18 +238,23 @@ def collect_garbage(chaos: Chaos) -> Ongoing | None:
 
 
 def repack(chaos: Chaos) -> Ongoing | None:
-    return _git(chaos, "git repack", "repack", "-ad", "--quiet")
+    """Make one pack of all; with `-d` git would refuse, since the repository holds on to its objects."""
+    return _git(chaos, "git repack", "repack", "-a", "--quiet")
 
 
 def _git(chaos: Chaos, kind: str, *arguments: str) -> Ongoing | None:
     if not chaos.repository.exists():
         return None
     process = subprocess.Popen(
-        ["git", "-C", str(chaos.repository), *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ["git", "-C", str(chaos.repository), *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
-    def end() -> None:
-        process.wait()  # it may refuse: the repository holds on to its objects
+    def end() -> str | None:
+        _, said = process.communicate()
+        return f"{kind} ended with status {process.returncode}: {said.strip()}" if process.returncode else None
 
     return Ongoing(kind, "repository", 1.0, end, "repository")
 
@@ -255,7 +263,15 @@ def compact_packs(chaos: Chaos) -> Ongoing | None:
     if not chaos.repository.exists():
         return None
     child = start(_compact, str(chaos.repository))
-    return Ongoing("compact the packs", "repository", 1.0, child.join, "repository")
+
+    def end() -> str | None:
+        try:
+            child.result()
+        except AssertionError as error:
+            return f"the compaction ended with status {child.join()}: {error}"
+        return None
+
+    return Ongoing("compact the packs", "repository", 1.0, end, "repository")
 
 
 def _compact(channel: Channel, repository: str) -> None:

@@ -43,7 +43,7 @@ from tests.chaos.faults import Ongoing
 from tests.chaos.proxy import Proxies
 from tests.chaos.slots import Slot
 from tests.chaos.watching import BranchWatch, Gateway, NoAnswer, Watching
-from tests.chaos.worker import PREFIX, Config
+from tests.chaos.worker import PREFIX, Config, tracebacks
 from tests.support import CHECKOUT
 
 BOUND_SECONDS: Final = 20.0
@@ -53,6 +53,7 @@ _TICK_SECONDS: Final = 0.02
 _QUIET_SECONDS: Final = 20.0  # within which no intent waits any more
 _END_SECONDS: Final = 30.0
 _AT_ONCE: Final = 3  # faults
+_OWED_SECONDS: Final = 20.0  # for so much longer a storm lasts where one that is to come has not come yet
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -70,6 +71,8 @@ class Settings(msgspec.Struct, frozen=True):
     fault_seconds: float = 0.6
     kinds: tuple[str, ...] = ()
     """The names of the functions in `faults` to choose from; all if there are none."""
+    first: tuple[str, ...] = ()
+    """The names of those that come before any is chosen by chance; a storm lasts until all of them came."""
 
 
 class Result(msgspec.Struct):
@@ -111,6 +114,9 @@ class Chaos:
         self._counts: Counter[str] = Counter()
         self._healed: list[float] = []
         self._problems: list[str] = []
+        self._reached = False  # whether a worker came to a place at which something was to happen
+        self._owed = [begin for name in settings.first for begin in faults.KINDS if begin.__name__ == name]
+        assert len(self._owed) == len(settings.first), settings.first
 
     def run(self) -> Result:
         """Set everything up, let the storm blow, wait for quiet, check; whatever happens, leave no process behind."""
@@ -220,27 +226,38 @@ class Chaos:
     def _storm(self, until: float) -> None:
         next_at = time.monotonic()
         chosen = {begin: weight for begin, weight in faults.KINDS.items() if self._wanted(begin)}
-        while (now := time.monotonic()) < until:
+        while (now := time.monotonic()) < until or (self._owed and now < until + _OWED_SECONDS):
             self._tend()
             if now >= next_at and len(self._ongoing) < _AT_ONCE:
                 next_at = now + self.random.uniform(0.3, 1.7) * self.settings.fault_seconds
-                (begin,) = self.random.choices(list(chosen), list(chosen.values()))
-                self._begin(begin)
+                if self._owed:
+                    self._begin_owed()
+                else:
+                    (begin,) = self.random.choices(list(chosen), list(chosen.values()))
+                    self._begin(begin)
             time.sleep(_TICK_SECONDS)
+
+    def _begin_owed(self) -> None:
+        """Begin the next of those that are to come; one that cannot now has its turn after the others."""
+        begin = self._owed.pop(0)
+        if not self._begin(begin):
+            self._owed.append(begin)
 
     def _wanted(self, begin: faults.Begin) -> bool:
         return not self.settings.kinds or begin.__name__ in self.settings.kinds
 
-    def _begin(self, begin: faults.Begin) -> None:
+    def _begin(self, begin: faults.Begin) -> bool:
+        """Begin a fault; false if it cannot be done now."""
         kept = {ongoing.keeps for _, ongoing in self._ongoing}
         if (begin in faults.OF_ETCD and "etcd" in kept) or (begin in faults.OF_GIT and "repository" in kept):
-            return
+            return False
         try:
             ongoing = begin(self)
         except NoAnswer:
-            return  # etcd is away: another one, another time
+            return False  # etcd is away: another one, another time
         if ongoing is not None:
             self._note(ongoing)
+        return ongoing is not None or (begin is faults.at_a_place and self._reached)
 
     def _note(self, ongoing: Ongoing) -> None:
         now = time.monotonic()
@@ -254,7 +271,9 @@ class Chaos:
         now = time.monotonic()
         for item in [item for item in self._ongoing if all_over or item[0] <= now]:
             self._ongoing.remove(item)
-            item[1].end()
+            if isinstance(undone := item[1].end(), str):
+                self._problems.append(undone)
+                self._counts[item[1].kind] -= 1
             self._write(Fault(time.monotonic(), item[1].kind, item[1].target, "end"))
         for slot in self._slots:
             for answer in slot.heard():
@@ -268,6 +287,7 @@ class Chaos:
 
     def _heard(self, slot: Slot, answer: dict[str, Any]) -> None:
         if "reached" in answer:
+            self._reached = True
             place, when, what = answer["reached"]
             lost = f"lose the {'request' if when == 'before' else 'answer'} of {place}"
             kind = lost if what == "lose" else f"{what} {when} {place}"
@@ -333,6 +353,7 @@ class Chaos:
             slot.bury_soon(_END_SECONDS)
             if slot.problem:
                 self._problems.append(slot.problem)
+        self._problems += tracebacks(self.history)
         self._see_all()
         self._note_log(heads, waiting)
         self._examine()
@@ -387,7 +408,7 @@ class Chaos:
             members=self.settings.members,
             seconds=round(seconds, 1),
             operations=operations(events),
-            faults=dict(sorted(self._counts.items())),
+            faults=dict(sorted((+self._counts).items())),
             log=dict(sorted(log.items())),
             revisions=revisions,
             healed_seconds=self._healed,

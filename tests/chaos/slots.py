@@ -17,7 +17,7 @@ from tests.chaos.watching import Write
 from tests.chaos.worker import Config, work
 from tests.integration.processes import Child, start
 
-_GONE: Final = {"gone": True}
+_GONE: Final = "gone"
 
 
 class Slot:
@@ -98,8 +98,8 @@ class Slot:
         said = []
         while not self.answers.empty():
             answer = self.answers.get()
-            if answer == _GONE:
-                self._bury()
+            if _GONE in answer:
+                self._bury(answer[_GONE])
             elif answer.get("ready"):
                 self.ready = True
             else:
@@ -107,11 +107,11 @@ class Slot:
                 said.append(answer)
         return said
 
-    def _bury(self) -> None:
+    def _bury(self, why: str) -> None:
         assert self.child is not None
         status = self.child.join()
         if not self.doomed or status not in (0, -signal.SIGKILL):
-            self.problem = f"{self.name} ended with status {status}, and nobody had ended it"
+            self.problem = f"{self.name} ended with status {status}, and nobody had ended it: {why}"
         self._write(Ended(time.monotonic(), self.name))
         self.child, self.ready = None, False
 
@@ -131,5 +131,5 @@ def _listen(child: Child, answers: queue.Queue[dict[str, Any]]) -> None:
     try:
         while True:
             answers.put(child.receive())
-    except (EOFError, OSError):
-        answers.put(_GONE)
+    except (EOFError, OSError) as error:
+        answers.put({_GONE: str(error)})

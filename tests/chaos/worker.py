@@ -58,8 +58,27 @@ def work(channel: Channel, raw: str) -> None:
         level=logging.INFO,
         format="%(asctime)s %(threadName)s %(name)s: %(message)s",
     )
+    threading.excepthook = _log_the_end_of_a_thread
     with EventFile(Path(config.history) / f"{config.name}.jsonl") as file:
         Worker(_Shared(channel), config, file).run()
+
+
+def _log_the_end_of_a_thread(what: threading.ExceptHookArgs) -> None:
+    if what.exc_value is not None:
+        name = what.thread.name if what.thread is not None else "of no name"
+        logging.getLogger(__name__).error("thread %s ended", name, exc_info=what.exc_value)
+
+
+def tracebacks(history: Path) -> list[str]:
+    """Return the tracebacks in the logs of all workers, each with what was said before it and its last line."""
+    found = []
+    for path in sorted(history.glob("*.log")):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        for number, line in enumerate(lines):
+            if line.startswith("Traceback ("):
+                after = (each for each in lines[number + 1 :] if each and not each.startswith(" "))
+                found.append(f"{path.name}: {lines[number - 1] if number else ''}: {next(after, 'cut off')}")
+    return found
 
 
 def _die_with_parent() -> None:

@@ -15,24 +15,81 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from coordjournal.testing.histories import AppendReturned, check, read_events
+from coordjournal.testing.histories import AppendReturned, EventFile, check, read_events
+from tests.chaos.faults import compact_packs, repack
 from tests.chaos.proxy import Proxies, Proxy
 from tests.chaos.run import Chaos, Settings
+from tests.chaos.worker import tracebacks
 from tests.integration.processes import until
 from tests.support import CHECKOUT
 
 SECONDS = 13.0
+
+FIRST = {
+    "kill_holder": "kill the holder",
+    "repack": "git repack",
+    "revoke_lease": "revoke a lease",
+    "at_a_place": "",
+    "cut_off_from_answers": "cut off from answers",
+    "compact_packs": "compact the packs",
+    "compact_etcd": "compact etcd",
+    "stop_another": "stop another",
+    "collect_garbage": "git gc",
+    "kill_member": "kill etcd",
+}
+"""One fault of each group, and what it is called in the result."""
+
+AT_PLACES = ("die ", "stop before ", "stop after ", "lose the ")
 
 
 @pytest.mark.parametrize(("members", "seed"), [(1, 11), (3, 12)])
 def test_real_processes_and_a_real_etcd_lose_nothing_whatever_befalls_them(
     tmp_path: Path, coordjournal_etcd_binary: str, members: int, seed: int
 ) -> None:
-    settings = Settings(seed=seed, members=members, seconds=SECONDS, storm_seconds=5.0)
+    also = {"kill_leader": "kill etcd's leader", "lose_quorum": "lose the quorum"} if members > 1 else {}
+    first = {**FIRST, **also}
+    settings = Settings(
+        seed=seed, members=members, seconds=SECONDS, storm_seconds=5.0, fault_seconds=0.4, first=tuple(first)
+    )
     result = Chaos(settings, tmp_path / "chaos").run()
     assert result.good, (result.findings, result.problems, f"the history is in {tmp_path / 'chaos'}")
-    assert result.faults
-    assert result.operations["appends ok"]
+    assert not {kind for kind in first.values() if kind} - set(result.faults)
+    assert any(kind.startswith(AT_PLACES) for kind in result.faults)
+    assert result.operations["appends ok"] > 50
+    assert result.operations["reads ok"] > 50
+    assert {f"{space} appends" for space in settings.spaces} <= set(result.log)
+    assert len(result.healed_seconds) >= 3, "at the beginning, after each storm, and at the end"
+
+
+def test_a_fault_that_was_not_done_does_not_count_and_is_a_problem(tmp_path: Path) -> None:
+    chaos = Chaos(Settings(), tmp_path)
+    chaos.history.mkdir()
+    subprocess.run(["git", "init", "--quiet", "--bare", chaos.repository], check=True)
+    (chaos.repository / "objects" / "pack").rmdir()
+    (chaos.repository / "objects" / "pack").write_text("no directory")
+    (chaos.repository / "HEAD").write_text("no head")
+    with EventFile(chaos.history / "outside.jsonl") as chaos._write:
+        for begin in (repack, compact_packs):
+            assert chaos._begin(begin)
+            chaos._tend(all_over=True)
+    assert not +chaos._counts
+    assert [problem.partition(" ended with status ")[0] for problem in chaos._problems] == [
+        "git repack",
+        "the compaction",
+    ]
+
+
+def test_a_traceback_in_the_log_of_a_worker_is_found(tmp_path: Path) -> None:
+    (tmp_path / "w1.1.log").write_text("12:00 a: fine\n12:01 b: a step failed\n" + TRACEBACK + "12:02 c: fine\n")
+    (tmp_path / "w2.1.log").write_text("12:00 a: fine\n")
+    assert tracebacks(tmp_path) == ["w1.1.log: 12:01 b: a step failed: KeyError: 'x'"]
+
+
+TRACEBACK = """Traceback (most recent call last):
+  File "a.py", line 1, in <module>
+    {}["x"]
+KeyError: 'x'
+"""
 
 
 def test_the_program_says_what_it_found_in_words_in_json_and_by_its_exit_code(
