@@ -13,9 +13,9 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 from coordjournal.authority import etcd as etcd_module
-from coordjournal.authority.wire import HeadValue, decode_head, encode_head, range_of
+from coordjournal.authority.wire import HeadValue, decode_head, range_of
 from coordjournal.entry import Head
-from coordjournal.etcd import Delete, KeyValue, Put, Refused
+from coordjournal.etcd import KeyValue, Put, Refused
 from coordjournal.log import DecisionLog
 from coordjournal.store import EMBEDDED
 from coordjournal.testing.histories import (
@@ -433,25 +433,10 @@ class World:
         self.write(Era(at, self.server.era, snapshot.revision))
         for kv in snapshot.kvs.values():
             self._note_revision(kv.mod_revision, [(kv.key, kv)])
-        for space in self.spaces:
-            self._bring_along(space)
         if self.schedule.chance(0.5):
             self.later((0.0, 0.01, 0.5)[self.schedule.pick(3)], self.align)
         waits = (0.0, 0.0, 1.0, 6.0)[self.schedule.pick(4)]
         self.later(waits, self.operator.recover_soon)
-
-    def _bring_along(self, space: str) -> None:
-        """Publish what the branch does not show yet again, before anybody can notice that it is gone.
-
-        Nobody could: it is lost unless an operator, who is told of it, takes it.
-        """
-        truth, key = self.truth(space), KEYS.head(space)
-        if truth.seq > self.disk.branch(space).head.seq:
-            value = self.heads[space][-1]
-            mark = entropy(self.server.era, 8).hex()
-            raw = encode_head(HeadValue(value.seq, value.commit, value.term, value.space, mark))
-            below = Delete(*range_of(KEYS.intents_of(space)))
-            self.server.txn((), [Put(key, raw), Delete(KEYS.holder(space)), below], (), "operator")
 
     def align(self) -> None:
         """Let etcd's next revision be one at which somebody was elected in another time."""

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 import coordjournal as cj
-from coordjournal.authority.wire import HeadValue, encode_head
+from coordjournal.authority.wire import Accepted, HeadValue, OutcomeItem, encode_head, encode_intent, encode_outcome
 from coordjournal.entry import Append, Head, Receipt, StoredEntry
 from coordjournal.events import Event as Decision
 from coordjournal.state import EMPTY, fold
@@ -62,6 +62,7 @@ class Story:
         self._now = 0.0
         self._recorders: dict[str, Recorder] = {}
         self._commits = 0
+        self.exact = False  # whether it is known when each revision was made
 
     def tick(self) -> float:
         self._now += 1.0
@@ -116,7 +117,8 @@ class Story:
 
     def put(self, key: str, value: str | None, created: int = 0, *, alone: bool = True) -> None:
         self.revision += alone
-        self.events.append(Revision(self.tick(), self.revision, key, value, created or self.revision, era=self.era))
+        at, created = self.tick(), created or self.revision
+        self.events.append(Revision(at, self.revision, key, value, created, era=self.era, exact=self.exact))
 
     def set_back(self, backup: Sequence[Revision]) -> None:
         """Restore etcd from what it had when it had made these revisions."""
@@ -124,6 +126,21 @@ class Story:
         self.revision = backup[-1].revision
         self.events.append(Era(self.tick(), self.era, self.revision))
         self.events += [msgspec.structs.replace(event, at=self.tick(), era=self.era) for event in backup]
+
+    def forward(self, *asked: Asked, number: int = 1) -> None:
+        """Put an intent, as the process does that asks for its appends."""
+        value = encode_intent([each.append for each in asked]).decode()
+        self.put(f"intents/{SPACE}/{asked[0].process}/{number:012}", value)
+
+    def decide(self, *asked: Asked, number: int = 1, items: Sequence[OutcomeItem] = (), raw: str = "") -> None:
+        """Put an intent's outcome, in the transaction that is being told: all were accepted, unless it says else."""
+        value = raw or encode_outcome(items or [self.accepted(each) for each in asked]).decode()
+        self.put(f"intents/{SPACE}/{asked[0].process}/{number:012}", None, alone=False)
+        self.put(f"outcomes/{asked[0].process}/{SPACE}/{number:012}", value, alone=False)
+
+    def accepted(self, asked: Asked, *, duplicate: bool = False) -> Accepted:
+        item = next(item for item in self.log if item.key == asked.append.key)
+        return Accepted(item.key, item.first, item.seq, item.commit, item.term, duplicate)
 
     def elect(self, session: str) -> None:
         self.put(f"holders/{SPACE}", session)
@@ -172,8 +189,8 @@ class Story:
     def heal(self, within: float) -> None:
         self.events.append(Healed(self.tick(), within, (SPACE,)))
 
-    def harm(self, kind: str) -> None:
-        self.events.append(Fault(self.tick(), kind))
+    def harm(self, kind: str, target: str = "", phase: str = "once") -> None:
+        self.events.append(Fault(self.tick(), kind, target, phase))  # type: ignore[arg-type]
 
     def over(self, problem: str = "", waiting: Sequence[str] = ()) -> list[Event]:
         """Return the whole history, with the log as it ended."""
@@ -208,7 +225,7 @@ class World:
         self._random = random
         self._story = Story()
         self._open: dict[str, Asked] = {}  # by caller
-        self._intents: dict[str, tuple[str, str]] = {}  # by operation: what lies in etcd for it
+        self._intents: dict[str, int] = {}  # by operation: the number of what lies in etcd for it
         self._landed: set[str] = set()  # operations that were decided
         self._made: dict[str, str] = {}  # by key: the operation that appended it
         self._numbers = 0
@@ -240,9 +257,8 @@ class World:
         asked = self._story.ask(key or f"k{self._numbers}", process, caller)
         self._open[caller] = asked
         if self._random.random() < 0.5:
-            place = f"s/{process}/{self._numbers:012}", f"{process}/s/{self._numbers:012}"
-            self._intents[asked.op] = place
-            self._story.put(f"intents/{place[0]}", "[...]")
+            self._intents[asked.op] = self._numbers
+            self._story.forward(asked, number=self._numbers)
 
     def publish(self) -> None:
         waiting = [asked for asked in self._open.values() if asked.op not in self._landed]
@@ -263,9 +279,9 @@ class World:
         self._made.update({each.append.key: each.op for each in fresh})
         self._landed |= {each.op for each in asked}
         for each in asked:
-            if place := self._intents.pop(each.op, None):
-                self._story.put(f"intents/{place[0]}", None, alone=False)
-                self._story.put(f"outcomes/{place[1]}", "[...]", alone=False)
+            if number := self._intents.pop(each.op, None):
+                item = self._story.accepted(each, duplicate=each.append.key in known)
+                self._story.decide(each, number=number, items=[item])
 
     def answer(self) -> None:
         for caller, asked in list(self._open.items()):

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import coordjournal as cj
+from coordjournal.authority.wire import HeadValue, encode_head, encode_outcome, outcome_item
 from coordjournal.entry import Append, Appended, Head, Receipt
 from coordjournal.etcd import KeyValue
 from coordjournal.testing.histories import (
@@ -179,6 +180,7 @@ def test_after_etcd_was_set_back_the_log_goes_on_from_a_recovered_head() -> None
     appended(story, "k1")
     story.set_back(backup)
     story.read(1, process="new")
+    story.harm("operator")
     story.put(f"holders/{SPACE}", None)
     story.publish_all([story.log.pop()], mark="abcd")
     story.elect("next")
@@ -209,19 +211,181 @@ def test_what_was_damaged_on_purpose_may_be_said_to_be_damaged() -> None:
 
 def test_forwarded_appends_have_one_outcome_each() -> None:
     story = begun()
-    asked = story.ask("forwarded", "q")
-    intent, outcome = "intents/s/q/000000000001", "outcomes/q/s/000000000001"
-    story.put(intent, "[...]")
+    asked, again = story.ask("forwarded", "q"), story.ask("k0", "q")
+    refused = story.ask("refused", "q", expect=7)
+    story.forward(asked, again, refused)
     story.publish(asked)
-    story.put(intent, None, alone=False)
-    story.put(outcome, "[...]", alone=False)
+    refusal = outcome_item("refused", cj.Conflict("", 2))
+    story.decide(asked, items=[story.accepted(asked), story.accepted(again, duplicate=True), refusal])
     story.acknowledge(asked)
-    story.put(outcome, None)
+    story.acknowledge(again, duplicate=True)
+    story.tell(refused, cj.Conflict("", 2))
+    story.put("outcomes/q/s/000000000001", None)
+    story.put("intents/s/q/000000000003", "no intent")
+    story.put("intents/s/q/000000000003", None)
+    story.put(
+        "outcomes/q/s/000000000003", encode_outcome([outcome_item("", cj.InvalidEvent(""))]).decode(), alone=False
+    )
     withdrawn = story.ask("withdrawn", "q")
-    story.put("intents/s/q/000000000002", "[...]")
+    story.forward(withdrawn, number=2)
     story.put("intents/s/q/000000000002", "")
     story.tell(withdrawn, cj.Unavailable(""))
     story.put("intents/s/q/000000000002", None)
+    assert check(story.over()) == []
+
+
+def test_a_holder_that_finds_its_key_again_may_keep_its_term_or_begin_another() -> None:
+    story = begun()
+    appended(story, "k1")
+    story.term += 1
+    appended(story, "k2")
+    assert check(story.over()) == []
+
+
+def test_a_publish_that_lands_again_in_an_etcd_that_was_set_back_is_the_same_append() -> None:
+    story = begun()
+    backup = [event for event in story.events if isinstance(event, Revision)]
+    appended(story, "k1")
+    appended(story, "k2")
+    story.set_back(backup)
+    late = story.log[1:]
+    del story.log[1:]
+    for item in late:
+        story.publish_all([item])
+    appended(story, "k3", "q")
+    assert check(story.over()) == []
+
+
+def test_a_read_of_an_etcd_that_was_set_back_need_not_be_newer() -> None:
+    story = begun()
+    backup = [event for event in story.events if isinstance(event, Revision)]
+    appended(story, "k1")
+    op = story.by("r").read_invoked("r", SPACE, "head")
+    story.set_back(backup)
+    story.by("r").read_returned(op, Head(1, story.log[0].commit, 1))
+    story.read(1, process="new")
+    story.publish_all([story.log.pop()])
+    assert check(story.over()) == []
+
+
+def test_calls_beside_each_other_may_all_be_told_that_it_was_appended_meanwhile() -> None:
+    story = begun()
+    one, two = story.ask("k", "p"), story.ask("k", "q")
+    story.publish(one)
+    story.acknowledge(one)
+    story.acknowledge(two)
+    assert check(story.over()) == []
+
+
+def test_a_call_beside_one_that_failed_may_append() -> None:
+    """A schedule found it: the one was decided, and not told yet, when the other began."""
+    story = begun()
+    failing = story.ask("k")
+    beside = story.ask("k", caller="p/2")
+    story.tell(failing, cj.Unavailable(""))
+    story.publish(beside)
+    story.acknowledge(beside)
+    assert check(story.over()) == []
+
+
+def test_what_failed_while_etcd_was_set_back_may_have_been_published() -> None:
+    story = begun()
+    backup = [event for event in story.events if isinstance(event, Revision)]
+    asked = story.ask("k1")
+    story.publish(asked)
+    story.set_back(backup)
+    story.tell(asked, cj.Unavailable(""))
+    story.harm("operator")
+    story.publish_all([story.log.pop()], mark="abcd")
+    assert check(story.over()) == []
+
+
+def test_what_was_appended_without_etcd_is_published_when_the_journal_comes_back() -> None:
+    story = begun()
+    story.exact = True
+    story.harm("operator", phase="begin")
+    story.put(f"holders/{SPACE}", None)
+    left = HeadValue(1, story.head.commit, 1, "0" * 32, "abcd", left=True)
+    story.put(f"heads/{SPACE}", encode_head(left).decode())
+    embedded = []
+    for key in "ab":
+        asked = story.ask(key, "e")
+        embedded += story.write(asked.append)
+        story.log.append(embedded[-1])
+        story.events.append(BranchSeen(story.tick(), SPACE, story.head.commit))
+        story.acknowledge(asked)
+        story.read(process="e")
+    del story.log[1:]
+    story.publish_all(embedded, mark="bcde")
+    story.harm("operator", phase="end")
+    story.elect("next")
+    appended(story, "k2")
+    assert check(story.over()) == []
+
+
+@pytest.mark.parametrize("kind", ["branch", "power"])
+def test_whoever_cannot_move_the_branch_acknowledges_nevertheless(kind: str) -> None:
+    story = begun()
+    story.exact = True
+    appended(story, "k1")
+    story.see_branch()
+    asked = story.ask("k2")
+    story.publish(asked)
+    story.harm(kind, "p" if kind == "branch" else "host")
+    story.acknowledge(asked)
+    story.see_branch(2)
+    story.see_branch()
+    assert check(story.over()) == []
+
+
+def test_a_lost_power_undoes_what_the_branch_was_not_synced_at() -> None:
+    story = begun()
+    appended(story, "k1")
+    story.see_branch()
+    story.harm("power", "host")
+    story.see_branch(0)
+    assert check(story.over()) == []
+
+
+def test_a_forwarder_moves_the_branch_to_its_own_append_within_a_group() -> None:
+    story = begun()
+    one, two = story.ask("one", "q"), story.ask("two")
+    story.forward(one)
+    story.publish(one, two)
+    story.decide(one)
+    story.see_branch(2)
+    story.acknowledge(one)
+    story.acknowledge(two)
+    story.see_branch()
+    assert check(story.over()) == []
+
+
+def test_an_operator_sweeps_intents_and_a_full_etcd_lets_its_session_take_one_back() -> None:
+    story = begun()
+    story.harm("operator", phase="begin")
+    swept, back = story.ask("swept", "q"), story.ask("back", "q")
+    story.forward(swept)
+    story.put("intents/s/q/000000000001", None)
+    story.harm("operator", phase="end")
+    story.harm("no space", phase="begin")
+    story.forward(back, number=2)
+    story.harm("no space", phase="end")
+    story.put("intents/s/q/000000000002", None)
+    story.end("q")
+    assert check(story.over()) == []
+
+
+def test_a_process_that_ends_or_is_harmed_again_need_not_recover() -> None:
+    story = begun()
+    story.heal(30.0)
+    story.ask("ends", "q")
+    story.end("q")
+    appended(story, "k1")
+    story.heal(30.0)
+    asked = story.ask("harmed")
+    appended(story, "k2", "r")
+    story.harm("revoke a lease")
+    story.tell(asked, cj.Undecided(""))
     assert check(story.over()) == []
 
 
@@ -249,6 +413,13 @@ def with_the_receipt_of_another_space(story: Story) -> None:
     asked = story.ask("k")
     story.publish(asked)
     story.tell(asked, msgspec.structs.replace(receipt(story.log[-1]), space="t"))
+
+
+def before_it_was_published(story: Story) -> None:
+    asked = story.ask("k")
+    written = story.write(asked.append)
+    story.tell(asked, receipt(written[-1]))
+    story.publish_all(written)
 
 
 def duplicated(story: Story) -> None:
@@ -292,10 +463,96 @@ def duplicate_of_nothing(story: Story) -> None:
 
 
 def both_appended_it(story: Story) -> None:
-    one, two = story.ask("k", "p"), story.ask("k", "q")
+    one = story.ask("k", "p")
     story.publish(one)
     story.acknowledge(one)
+    story.acknowledge(story.ask("k", "q"))
+
+
+def acknowledged_for_other_events(story: Story) -> None:
+    one, other = story.ask("k", "p"), story.ask("k", "q", events=[decision("other")])
+    story.publish(one)
+    story.tell(one, cj.Undecided(""))
+    story.acknowledge(other)
+
+
+def duplicate_of_other_events(story: Story) -> None:
+    story.acknowledge(story.ask("k0", "q", events=[decision("other")]), duplicate=True)
+
+
+def at_a_time_that_nobody_named(story: Story) -> None:
+    asked = story.ask("k")
+    story.publish(asked._replace(append=msgspec.structs.replace(asked.append, at="1999-01-01T00:00:00.000000Z")))
+    story.acknowledge(asked)
+
+
+def outcome_says_another_place(story: Story) -> None:
+    asked = story.ask("k", "q")
+    story.forward(asked)
+    story.publish(asked)
+    story.decide(asked, items=[msgspec.structs.replace(story.accepted(asked), first=9, seq=9)])
+    story.acknowledge(asked)
+
+
+def outcome_says_what_was_not_published(story: Story) -> None:
+    asked = story.ask("k", "q")
+    story.forward(asked)
+    story.publish(asked)
+    story.decide(asked, items=[msgspec.structs.replace(story.accepted(asked), commit="f" * 40)])
+    story.acknowledge(asked)
+
+
+def outcome_comes_before_it_is_published(story: Story) -> None:
+    asked = story.ask("k", "q")
+    story.forward(asked)
+    written = story.write(asked.append)
+    story.log += written
+    story.revision += 1
+    story.decide(asked)
+    story.log.pop()
+    story.publish_all(written)
+    story.acknowledge(asked)
+
+
+def outcome_refuses_what_stands_there(story: Story) -> None:
+    asked = story.ask("k0", "q")
+    story.forward(asked)
+    story.revision += 1
+    story.decide(asked, items=[outcome_item("k0", cj.KeyReused(""))])
+    story.acknowledge(asked, duplicate=True)
+
+
+def outcome_answers_other_appends(story: Story) -> None:
+    one, two = story.ask("one", "q"), story.ask("two", "q")
+    story.forward(one, two)
+    story.publish(one, two)
+    story.decide(one, items=[story.accepted(two), story.accepted(one)])
+    story.acknowledge(one)
     story.acknowledge(two)
+
+
+def outcome_is_none(story: Story) -> None:
+    asked = story.ask("k", "q")
+    story.forward(asked)
+    story.publish(asked)
+    story.decide(asked, raw="[...]")
+    story.acknowledge(asked)
+
+
+def outcome_of_what_is_no_intent(story: Story) -> None:
+    asked = story.ask("k", "q")
+    story.put("intents/s/q/000000000001", "no intent")
+    story.publish(asked)
+    story.decide(asked)
+    story.acknowledge(asked)
+
+
+def outcome_hides_that_it_is_a_duplicate(story: Story) -> None:
+    asked = story.ask("k0", "q")
+    story.forward(asked)
+    story.revision += 1
+    story.decide(asked)
+    story.acknowledge(asked, duplicate=True)
 
 
 def nobody_asked_for_it(story: Story) -> None:
@@ -312,6 +569,14 @@ def swapped(story: Story) -> None:
     story.publish_all(story.write(msgspec.structs.replace(a.append, key="b", events=(decision("b"),)), a.append))
     story.acknowledge(a)
     story.acknowledge(story.ask("b", "q"))
+
+
+def swapped_though_one_was_asked_for_twice(story: Story) -> None:
+    one = story.ask("k", "q")
+    story.publish_all(story.write(msgspec.structs.replace(one.append, key="b", events=(decision("b"),)), one.append))
+    story.acknowledge(one)
+    story.acknowledge(story.ask("k", "q"), duplicate=True)
+    story.acknowledge(story.ask("b", "p"))
 
 
 def overtaken_by_its_callers_next(story: Story) -> None:
@@ -339,6 +604,14 @@ def refused_though_it_stands_there(story: Story) -> None:
     story.tell(story.ask("k0", expect=7), cj.Conflict("", 1))
 
 
+def refused_by_an_outcome_for_no_reason(story: Story) -> None:
+    asked = story.ask("k", "q")
+    story.forward(asked)
+    story.revision += 1
+    story.decide(asked, items=[outcome_item("k", cj.AliasCycle(""))])
+    story.tell(asked, cj.Undecided(""))
+
+
 def expectation_not_met(story: Story) -> None:
     asked = story.ask("k", expect=7)
     story.publish(asked)
@@ -354,6 +627,40 @@ def accepted_though_it_does_not_fit(story: Story) -> None:
 def stale(story: Story) -> None:
     appended(story, "k1")
     story.read(1)
+
+
+def stale_before_etcd_was_set_back(story: Story) -> None:
+    backup = [event for event in story.events if isinstance(event, Revision)]
+    appended(story, "k1")
+    story.read(1)
+    story.set_back(backup)
+    story.publish_all([story.log.pop()])
+
+
+def stale_since_etcd_was_set_back(story: Story) -> None:
+    story.set_back([event for event in story.events if isinstance(event, Revision)])
+    appended(story, "k1")
+    story.read(1)
+
+
+def not_published_yet(story: Story) -> None:
+    asked = story.ask("k")
+    written = story.write(asked.append)
+    op = story.by("r").read_invoked("r", SPACE, "head")
+    story.by("r").read_returned(op, Head(written[-1].seq, written[-1].commit, written[-1].term))
+    story.publish_all(written)
+    story.acknowledge(asked)
+
+
+def not_published_yet_where_times_are_exact(story: Story) -> None:
+    story.exact = True
+    asked = story.ask("k")
+    written = story.write(asked.append)
+    story.events.append(Sent(story.tick(), "p", "holder", SPACE, written[-1].commit))
+    op = story.by("r").read_invoked("r", SPACE, "head")
+    story.by("r").read_returned(op, Head(written[-1].seq, written[-1].commit, written[-1].term))
+    story.publish_all(written)
+    story.acknowledge(asked)
 
 
 def older_than_its_own(story: Story) -> None:
@@ -386,6 +693,29 @@ def forked(story: Story) -> None:
     asked = story.ask("k2")
     story.publish(asked)
     story.acknowledge(asked)
+
+
+def marked_by_no_operator(story: Story) -> None:
+    story.harm("operator", phase="begin")
+    story.harm("operator", phase="end")
+    appended(story, "k1")
+    story.exact = True
+    unknown = story.ask("k2", "q")
+    story.publish(unknown)
+    story.tell(unknown, cj.Undecided(""))
+    story.log.pop()
+    story.publish(story.ask("k3"), mark="abcd")
+
+
+def deleted_after_an_operator_was_there(story: Story) -> None:
+    story.harm("operator")
+    appended(story, "k1")
+    story.put(f"heads/{SPACE}", None)
+
+
+def published_twice(story: Story) -> None:
+    appended(story, "k1")
+    story.publish_all([story.log.pop()])
 
 
 def gap(story: Story) -> None:
@@ -446,6 +776,25 @@ def in_an_older_term(story: Story) -> None:
     story.publish_all(story.write(asked.append, term=1))
 
 
+def in_the_term_of_its_key_before(story: Story) -> None:
+    story.depose()
+    story.elect("holder")
+    asked = story.ask("k")
+    story.publish_all(story.write(asked.append, term=1))
+
+
+def in_a_term_too_far(story: Story) -> None:
+    story.term += 2
+    story.publish(story.ask("k"))
+
+
+def with_a_mark_and_no_operator(story: Story) -> None:
+    story.depose()
+    asked = story.ask("k")
+    story.publish(asked, sender="late", mark="abcd")
+    story.acknowledge(asked)
+
+
 def with_a_strangers_append(story: Story) -> None:
     strange, asked = story.ask("a"), story.ask("b")
     (item,) = story.write(strange.append)
@@ -478,6 +827,45 @@ def branch_ahead(story: Story) -> None:
     story.see_branch(published=1)
 
 
+def branch_ahead_of_the_publish(story: Story) -> None:
+    asked = story.ask("k")
+    written = story.write(asked.append)
+    story.events.append(BranchSeen(story.tick(), SPACE, written[-1].commit))
+    story.publish_all(written)
+    story.acknowledge(asked)
+
+
+def branch_within_a_group(story: Story) -> None:
+    one, two = story.ask("one", "q"), story.ask("two")
+    story.publish(one, two)
+    story.see_branch(2)
+    story.acknowledge(one)
+    story.acknowledge(two)
+
+
+def branch_behind_a_receipt(story: Story) -> None:
+    story.exact = True
+    appended(story, "k1")
+    story.see_branch(1)
+
+
+def branch_behind_a_receipt_where_times_are_not_exact(story: Story) -> None:
+    appended(story, "k1")
+    for _ in range(6):
+        story.see_branch(1)
+
+
+def branch_behind_though_only_another_could_not_move_it(story: Story) -> None:
+    story.exact = True
+    story.harm("branch", "p")
+    story.tick()
+    asked = story.ask("k1")
+    story.publish(asked)
+    story.harm("branch", "q")
+    story.acknowledge(asked)
+    story.see_branch(1)
+
+
 def branch_went_back(story: Story) -> None:
     appended(story, "k1")
     story.see_branch()
@@ -506,15 +894,37 @@ def intent_without_outcome(story: Story) -> None:
     story.put("intents/s/q/000000000001", None)
 
 
+def intent_gone_after_an_operator_was_there(story: Story) -> None:
+    story.harm("operator")
+    intent_without_outcome(story)
+
+
+def intent_gone_after_etcd_was_full(story: Story) -> None:
+    story.harm("no space", phase="begin")
+    story.harm("no space", phase="end")
+    intent_without_outcome(story)
+
+
+def intent_gone_with_another_in_a_full_etcd(story: Story) -> None:
+    story.harm("no space")
+    story.put("intents/s/q/000000000001", "[...]")
+    story.put("intents/s/q/000000000002", "[...]")
+    story.harm("no space")
+    story.put("intents/s/q/000000000001", None)
+    story.put("intents/s/q/000000000002", None, alone=False)
+
+
 def outcome_of_nothing(story: Story) -> None:
     story.put("outcomes/q/s/000000000001", "[...]")
 
 
 def two_outcomes(story: Story) -> None:
+    asked = story.ask("k0", "q")
     for _ in range(2):
-        story.put("intents/s/q/000000000001", "[...]")
-        story.put("intents/s/q/000000000001", None)
-        story.put("outcomes/q/s/000000000001", "[...]", alone=False)
+        story.forward(asked)
+        story.revision += 1
+        story.decide(asked, items=[story.accepted(asked, duplicate=True)])
+    story.acknowledge(asked, duplicate=True)
 
 
 def other_state(story: Story) -> None:
@@ -535,9 +945,32 @@ def said_to_be_damaged(story: Story) -> None:
     story.tell(story.ask("k"), cj.Corrupt(""))
 
 
+def said_to_be_damaged_before_it_was(story: Story) -> None:
+    said_to_be_damaged(story)
+    story.harm("damage")
+
+
+def said_to_be_damaged_to_another(story: Story) -> None:
+    story.harm("damage", "q")
+    said_to_be_damaged(story)
+
+
+def said_to_be_damaged_when_that_was_over(story: Story) -> None:
+    story.harm("damage", phase="begin")
+    story.harm("damage", phase="end")
+    said_to_be_damaged(story)
+
+
 def too_late(story: Story) -> None:
     story.heal(1.0)
     appended(story, "k1")
+
+
+def one_process_is_stuck(story: Story) -> None:
+    story.heal(9.0)
+    story.tell(story.ask("a", "q"), cj.Unavailable(""))
+    appended(story, "k1")
+    story.tell(story.ask("b", "q"), cj.Unavailable(""))
 
 
 def asked_before_it_was_healed(story: Story) -> None:
@@ -548,7 +981,13 @@ def asked_before_it_was_healed(story: Story) -> None:
 
 
 WRONG: dict[str, list[Callable[[Story], object]]] = {
-    "durability": [lost, somewhere_else, at_another_seq, with_the_receipt_of_another_space],
+    "durability": [
+        lost,
+        somewhere_else,
+        at_another_seq,
+        with_the_receipt_of_another_space,
+        before_it_was_published,
+    ],
     "exactly once": [
         duplicated,
         resurrected,
@@ -557,21 +996,45 @@ WRONG: dict[str, list[Callable[[Story], object]]] = {
         denied_after_it_was_unknown,
         duplicate_of_nothing,
         both_appended_it,
+        acknowledged_for_other_events,
+        duplicate_of_other_events,
+        at_a_time_that_nobody_named,
+        outcome_says_another_place,
+        outcome_says_what_was_not_published,
+        outcome_comes_before_it_is_published,
+        outcome_answers_other_appends,
+        outcome_is_none,
+        outcome_of_what_is_no_intent,
+        outcome_hides_that_it_is_a_duplicate,
         nobody_asked_for_it,
         another_append_than_was_asked_for,
     ],
-    "real time": [swapped, overtaken_by_its_callers_next],
+    "real time": [swapped, swapped_though_one_was_asked_for_twice, overtaken_by_its_callers_next],
     "refusals": [
         refused_for_no_reason,
         refused_by_a_head_that_was_over,
         refused_by_the_wrong_name,
         refused_though_it_stands_there,
+        refused_by_an_outcome_for_no_reason,
+        outcome_refuses_what_stands_there,
         expectation_not_met,
         accepted_though_it_does_not_fit,
     ],
-    "reads": [stale, older_than_its_own, older_than_what_it_read, of_no_prefix, from_within_a_batch],
+    "reads": [
+        stale,
+        stale_before_etcd_was_set_back,
+        stale_since_etcd_was_set_back,
+        not_published_yet,
+        not_published_yet_where_times_are_exact,
+        older_than_its_own,
+        older_than_what_it_read,
+        of_no_prefix,
+        from_within_a_batch,
+    ],
     "chain": [
         forked,
+        deleted_after_an_operator_was_there,
+        published_twice,
         gap,
         not_there,
         says_another_seq,
@@ -584,21 +1047,45 @@ WRONG: dict[str, list[Callable[[Story], object]]] = {
         by_another,
         by_nobody,
         in_an_older_term,
+        in_the_term_of_its_key_before,
+        in_a_term_too_far,
+        with_a_mark_and_no_operator,
         with_a_strangers_append,
         term_falls,
         holder_overwritten,
     ],
-    "branch": [branch_elsewhere, branch_ahead, branch_went_back, branch_gone],
+    "branch": [
+        branch_elsewhere,
+        branch_ahead,
+        branch_ahead_of_the_publish,
+        branch_within_a_group,
+        branch_behind_a_receipt,
+        branch_behind_a_receipt_where_times_are_not_exact,
+        branch_behind_though_only_another_could_not_move_it,
+        branch_went_back,
+        branch_gone,
+    ],
     "drain": [
         never_answered,
         answered_with_nonsense,
         intent_left,
         intent_without_outcome,
+        intent_gone_after_an_operator_was_there,
+        intent_gone_after_etcd_was_full,
+        intent_gone_with_another_in_a_full_etcd,
         outcome_of_nothing,
         two_outcomes,
     ],
-    "storage": [other_state, other_entries, found_by_fsck, said_to_be_damaged],
-    "liveness": [too_late, asked_before_it_was_healed],
+    "storage": [
+        other_state,
+        other_entries,
+        found_by_fsck,
+        said_to_be_damaged,
+        said_to_be_damaged_before_it_was,
+        said_to_be_damaged_to_another,
+        said_to_be_damaged_when_that_was_over,
+    ],
+    "liveness": [too_late, one_process_is_stuck, asked_before_it_was_healed],
 }
 SINGLE = {never_answered, intent_left}  # the rest ends with every call answered
 
@@ -615,6 +1102,18 @@ def test_what_is_wrong_is_found_under_exactly_its_rules_name(rule: str, wrong: C
     findings = check(story.over())
     assert {finding.rule for finding in findings} == {rule}, findings
     assert all(finding.words and str(finding).startswith(f"{rule}: ") for finding in findings)
+
+
+def test_a_fork_is_one_though_its_head_bears_a_mark_if_no_operator_put_it() -> None:
+    story = begun()
+    marked_by_no_operator(story)
+    story.end("p")
+    assert broken(story.over()) == {"chain"}
+
+
+def test_a_history_that_nobody_examined_proves_nothing_of_what_is_stored() -> None:
+    events = [event for event in begun().over() if not isinstance(event, Examined)]
+    assert broken(events) == {"storage"}
 
 
 def test_every_rule_has_a_history_that_breaks_it() -> None:
@@ -819,6 +1318,7 @@ def test_the_calls_of_a_log_are_noted(tmp_path: Path) -> None:
         stands = Appended(entry.commit, "", entry.term, (entry,))
         file(logged(next(clock), SPACE, stands))
         file(FinalHead(next(clock), SPACE, entry.commit))
+        file(Examined(next(clock), "by eye"))
     events = read_events(tmp_path / "a.jsonl")
     assert check(events) == []
     assert [e.outcome for e in events if isinstance(e, AppendReturned)] == ["ok", "refused", "ok"]

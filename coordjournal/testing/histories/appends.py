@@ -1,4 +1,4 @@
-"""Rules about appends: durability, exactly once, real time."""
+"""Rules about appends: durability, exactly once (what outcomes say of it is in `intents`), real time."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import NamedTuple
 from coordjournal.testing.histories.events import Logged
 from coordjournal.testing.histories.findings import Finding
 from coordjournal.testing.histories.history import Attempt, History, Space
+from coordjournal.testing.histories.intents import outcomes
 
 
 def durability(history: History) -> Iterator[Finding]:
-    """Every acknowledged append is in the log, at its acknowledged seqs and commit."""
+    """Every acknowledged append is in the log, at its acknowledged seqs and commit, and was so when it was."""
     for space in history.spaces:
         for attempt in space.attempts:
             receipt = attempt.told.receipt if attempt.told is not None else None
@@ -34,10 +35,12 @@ def durability(history: History) -> Iterator[Finding]:
                 yield Finding("durability", space.name, f"{told}; the log has it at {item.first}, {item.commit}")
             elif (receipt.space, receipt.key) != (space.name, attempt.key):
                 yield Finding("durability", space.name, f"{told}, with the receipt of another append")
+            elif attempt.returned < space.earliest(space.log.place[receipt.commit] + 1):
+                yield Finding("durability", space.name, f"{told}, before that was published")
 
 
 def exactly_once(history: History) -> Iterator[Finding]:
-    """Of each key: acknowledged is one append, failed none, unknown none or one; outcomes and log agree."""
+    """Of each key: acknowledged is that one append, failed none, unknown none or one; outcomes and log agree."""
     for space in history.spaces:
         for key, items in space.log.by_key.items():
             attempts = space.by_key.get(key, [])
@@ -47,16 +50,19 @@ def exactly_once(history: History) -> Iterator[Finding]:
             elif fault := _stands_wrongly(space, items[0], attempts):
                 yield Finding("exactly once", space.name, f"entry {items[0].first}, key {key}: {fault}")
         for key, attempts in space.by_key.items():
-            single_era = not history.eras  # an etcd that was set back has forgotten who appended what
-            if fault := _told_wrongly(attempts, single_era=single_era):
+            if fault := _told_wrongly(attempts):
                 yield Finding("exactly once", space.name, f"key {key}: {fault}")
+    yield from outcomes(history)
 
 
 def _stands_wrongly(space: Space, item: Logged, attempts: Sequence[Attempt]) -> str:
     """Return what is wrong with an append's being in the log."""
     if not attempts:
         return "nobody asked for it"
-    asked = [attempt for attempt in attempts if _same(attempt, item)]
+    for attempt in attempts:
+        if attempt.ok and not _answers(attempt, item):
+            return f"{attempt.asked.op} has a receipt for other events, or another actor: its key was used already"
+    asked = [attempt for attempt in attempts if _answers(attempt, item) and attempt.asked.append.at == item.append.at]
     if not asked:
         return "it is another append than was asked for"
     possible = [attempt for attempt in asked if not attempt.certainly_not]
@@ -66,33 +72,41 @@ def _stands_wrongly(space: Space, item: Logged, attempts: Sequence[Attempt]) -> 
     if len(possible) < len(asked) and all(attempt.invoked > seen for attempt in possible):
         return "it is in the log by a call that had failed for certain"
     told = min((attempt.returned for attempt in attempts if attempt.ok), default=inf)
-    failed = [attempt for attempt in attempts if attempt.told is not None and attempt.told.outcome == "failed"]
-    return _denied(possible, [attempt for attempt in failed if attempt.returned < told], seen)
+    return _denied(possible, [attempt for attempt in attempts if attempt.failed and attempt.returned < told], seen)
 
 
 def _denied(possible: Sequence[Attempt], failed: Sequence[Attempt], seen: float) -> str:
-    """Return whether the process that appended it had said, before anybody had a receipt, that it never would."""
+    """Return whether the process that appended it had said, before anybody had a receipt, that it never would.
+
+    That is said of what it was asked for before; a call beside the one that failed proves nothing.
+    """
     for denial in failed:
         left = [
             attempt
             for attempt in possible
-            if attempt.asked.process != denial.asked.process or attempt.invoked > denial.returned
+            if attempt.asked.process != denial.asked.process or attempt.invoked > denial.invoked
         ]
         if not left or all(attempt.invoked > seen for attempt in left):
             return f"{denial.asked.process} was told that no call of its can have appended it ({denial.asked.op})"
     return ""
 
 
-def _same(attempt: Attempt, item: Logged) -> bool:
+def _answers(attempt: Attempt, item: Logged) -> bool:
+    """Whether what was asked for is what stands under its key; whoever asks again may do so at another time."""
     asked = attempt.asked.append
     return (asked.events, asked.actor) == (item.append.events, item.append.actor)
 
 
-def _told_wrongly(attempts: Sequence[Attempt], *, single_era: bool) -> str:
-    """Return what contradicts itself in what the callers under one key were told."""
-    own = [attempt for attempt in attempts if attempt.appended]
-    if len(own) > 1:
-        return f"{len(own)} calls were told that each had appended it ({own[0].asked.op}, {own[1].asked.op})"
+def _told_wrongly(attempts: Sequence[Attempt]) -> str:
+    """Return what contradicts itself in what the callers under one key were told.
+
+    Calls beside each other may all be told that it was appended since they began.
+    """
+    told = min((attempt for attempt in attempts if attempt.ok), key=lambda attempt: attempt.returned, default=None)
+    for attempt in attempts:
+        if told is not None and attempt.appended and attempt.invoked > told.returned:
+            words = f"was told that it had appended it, when {told.asked.op} had a receipt"
+            return f"{attempt.asked.op} {words}"
     for attempt in attempts:
         receipt = attempt.told.receipt if attempt.told is not None else None
         if receipt is None:
@@ -102,7 +116,7 @@ def _told_wrongly(attempts: Sequence[Attempt], *, single_era: bool) -> str:
             for other in attempts
             if other is not attempt and not other.certainly_not and other.invoked < attempt.returned
         ]
-        if receipt.duplicate and not others and single_era:
+        if receipt.duplicate and not others and not attempt.set_back:
             return f"{attempt.asked.op} was told that another call had appended it, and there is none that can have"
     return ""
 

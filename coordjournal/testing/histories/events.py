@@ -89,7 +89,7 @@ class Revision(_Event, frozen=True, tag="revision"):
     """What became of one key at one revision of etcd; `value` is None where it was deleted.
 
     All keys of one transaction have one revision. `created` is the key's create-revision. `era` tells
-    apart revisions that repeat since etcd was wiped or restored.
+    apart revisions that repeat since etcd was wiped or restored. `exact` says that `at` is when it was done.
     """
 
     revision: int
@@ -98,6 +98,7 @@ class Revision(_Event, frozen=True, tag="revision"):
     created: int = 0
     lease: int = 0
     era: int = 0
+    exact: bool = False
 
 
 class Era(_Event, frozen=True, tag="era"):
@@ -111,7 +112,7 @@ class Era(_Event, frozen=True, tag="era"):
 
 
 class BranchSeen(_Event, frozen=True, tag="branch"):
-    """The branch shows `commit` (empty: there is none).
+    """The branch shows `commit` (empty: there is none), looked at no earlier than `at`.
 
     `published` is the seq of the published head as it was read *after* the branch; None if it was not.
     """
@@ -151,7 +152,10 @@ class FinalHead(_Event, frozen=True, tag="final"):
 
 
 class Examined(_Event, frozen=True, tag="examined"):
-    """Somebody went through what is stored: `what` is the tool, `problem` what it found, if anything."""
+    """Somebody went through what is stored: `what` is the tool, `problem` what it found, if anything.
+
+    Every history has one.
+    """
 
     what: str
     problem: str = ""
@@ -160,8 +164,10 @@ class Examined(_Event, frozen=True, tag="examined"):
 class Fault(_Event, frozen=True, tag="fault"):
     """Something was done to the journal or to what it stands on; `kind` is of whoever did it.
 
-    Three kinds mean something to the rules: `no space` (etcd takes deletions only), `operator` (`adopt`
-    or `recover` was run) and `damage` (what is stored was damaged, or hidden).
+    Five kinds mean something to the rules: `no space` (etcd takes deletions only), `operator` (`adopt` or
+    `recover` was run), `damage` (what is stored was damaged, or hidden), `branch` (a branch could not be
+    moved), `power` (what was not synced is lost). Of `damage` and `branch`, `target` is the process that
+    met it, empty for any. What has no end lasts for ever, what is `once` a moment; damage lasts.
     """
 
     kind: str

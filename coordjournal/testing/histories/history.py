@@ -34,10 +34,14 @@ HEADS: Final = "heads/"
 
 
 class Attempt(NamedTuple):
-    """One call of `append`: what was asked for, and how it ended; None if it never did."""
+    """One call of `append`: what was asked for, and how it ended; None if it never did.
+
+    `set_back` is true if etcd was while it was under way: what was published then may be so again.
+    """
 
     asked: AppendInvoked
     told: AppendReturned | None
+    set_back: bool = False
 
     @property
     def key(self) -> str:
@@ -57,8 +61,13 @@ class Attempt(NamedTuple):
 
     @property
     def certainly_not(self) -> bool:
-        """Whether its caller was told that it was not applied."""
-        return self.told is not None and self.told.outcome in ("refused", "failed")
+        """Whether its caller was told that it was not applied, and whoever said so can have known."""
+        return self.told is not None and (self.told.outcome == "refused" or self.failed)
+
+    @property
+    def failed(self) -> bool:
+        """Likewise, by an error that is no refusal."""
+        return self.told is not None and self.told.outcome == "failed" and not self.set_back
 
     @property
     def appended(self) -> bool:
@@ -80,15 +89,14 @@ class Reading(NamedTuple):
 
 
 class Published(NamedTuple):
-    """A head that was put: at which revision of which era, when that was seen, what it says."""
+    """A head that was put: at which revision of which era, when that was seen, what it says.
+
+    `marked` says that an operator's command put it: it has a mark or has left, and one is on record.
+    """
 
     revision: Revision
     value: HeadValue
-
-    @property
-    def marked(self) -> bool:
-        """Whether an operator's command put it."""
-        return bool(self.value.mark) or self.value.left
+    marked: bool
 
 
 class Log:
@@ -131,6 +139,12 @@ class Log:
             return self.place_of(seq) is not None
         number = self.place.get(commit)
         return number is not None and self.seqs[number] == seq
+
+    def within(self, commit: str, head: str) -> bool:
+        """Whether a commit is `head`, or one of those that it descends from."""
+        if head in self.place:
+            return commit in self.place and self.place[commit] <= self.place[head]
+        return bool(commit and head) and self.between(commit, head) is not None
 
     def between(self, old: str, new: str) -> list[Logged] | None:
         """Return the appends after commit `old`, up to and with `new`; None if `new` does not descend from it."""
@@ -192,12 +206,74 @@ class Space:
         return bisect_right(self.begun, at)
 
     def candidates(self, key: str) -> list[Attempt]:
-        """Return the calls under a key that can be the one which was applied."""
+        """Return the calls under a key that can be the one which was applied.
+
+        Whoever was told that it was by this call knows only that it was not before that; another call that was
+        under way, and of which nobody knows, may have done it.
+        """
         attempts = self.by_key.get(key, [])
-        if own := [attempt for attempt in attempts if attempt.appended]:
-            return own
-        possible = [attempt for attempt in attempts if not attempt.certainly_not and not attempt.ok]
-        return possible or [attempt for attempt in attempts if not attempt.certainly_not] or attempts
+        told = max((attempt.returned for attempt in attempts if attempt.appended), default=inf)
+        unsure = [a for a in attempts if not a.certainly_not and not a.ok and a.invoked < told]
+        own = [attempt for attempt in attempts if attempt.appended]
+        return own + unsure or [attempt for attempt in attempts if not attempt.certainly_not] or attempts
+
+    @cached_property
+    def heads(self) -> list[Published]:
+        """Every head that was put, in the order of etcd."""
+        return self._history.published.get(self.name, [])
+
+    def is_head(self, commit: str) -> bool:
+        """Whether an append of the log was a head by itself, published or embedded."""
+        return self.log.place.get(commit) in self._shown
+
+    def earliest(self, place: int) -> float:
+        """Return the time before which so many appends cannot have been published; -infinity if nothing tells.
+
+        That is the time of its head's revision, if that is exact, or of its sending; of embedded appends when the
+        journal left etcd.
+        """
+        number = bisect_left(self._places, place - 1)
+        return self._shown[self._places[number]] if number < len(self._places) else -inf
+
+    @cached_property
+    def _places(self) -> list[int]:
+        return sorted(self._shown)
+
+    @cached_property
+    def _shown(self) -> dict[int, float]:
+        """Each append of the log that was a head by itself, by its place, and the time before which it was none."""
+        found: dict[int, float] = {}
+        embedded: float | None = -inf  # since when, if so
+        covered = 0
+        for put in self.heads:
+            if (place := self.log.place.get(put.value.commit)) is not None:
+                at = self._published_at(put)
+                if put.marked and embedded is not None:
+                    at = embedded
+                    found.update(dict.fromkeys(range(covered, place), at))
+                found.setdefault(place, at if place >= covered else -inf)
+                covered = max(covered, place + 1)
+            embedded = self._published_at(put) if put.marked and put.value.left else None
+        if self.heads and embedded is not None:
+            found.update(dict.fromkeys(range(covered, len(self.log.appends)), embedded))
+        return found
+
+    def _published_at(self, put: Published) -> float:
+        if put.revision.exact and not self._history.inherited(put.revision):
+            return put.revision.at
+        return -inf if put.marked else self._history.sent_at.get((self.name, put.value.commit), -inf)
+
+    def floor(self, asked: float, told: float) -> int:
+        """Return the seq up to which a read that asks etcd must go.
+
+        That is what anybody knew to be published before it was asked for; since etcd was set back, what was
+        published there since, or was there: a reader may see that it was, only a new holder judges.
+        """
+        era = self._history.era_at(told)
+        if era is None:
+            return self.known.before(asked)
+        seqs = [put.value.seq for put in self.heads if put.revision.era == era and put.revision.at < asked]
+        return seqs[-1] if seqs else 0
 
     def begun_at(self, item: Logged) -> float:
         """Return the time before which an append of the log cannot have been published.
@@ -215,15 +291,12 @@ class Knowledge:
     def __init__(self, sightings: Iterable[tuple[float, int]]) -> None:
         ordered = sorted(sightings)
         self._times = [at for at, _ in ordered]
-        self._seqs = [seq for _, seq in ordered]
-        self._most = list(accumulate(self._seqs, max))
+        self._most = list(accumulate((seq for _, seq in ordered), max))
 
-    def before(self, at: float, since: float = -inf) -> int:
-        """Return the greatest seq that was seen before a time; of what was seen `since` then, if given."""
+    def before(self, at: float) -> int:
+        """Return the greatest seq that was seen before a time."""
         end = bisect_left(self._times, at)
-        if since == -inf:
-            return self._most[end - 1] if end else 0
-        return max(self._seqs[bisect_right(self._times, since) : end], default=0)
+        return self._most[end - 1] if end else 0
 
     def first_seen(self, seq: int) -> float:
         """Return when an entry was first known to be published, infinity if it never was."""
@@ -244,6 +317,7 @@ class History:
         self.attempts_of: defaultdict[str, list[Attempt]] = defaultdict(list)
         self.reads_of: defaultdict[str, list[Reading]] = defaultdict(list)
         self.sent: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+        self.sent_at: dict[tuple[str, str], float] = {}
         self.ended: dict[str, float] = {}
         self.eras: list[Era] = []
         self.examined: list[Examined] = []
@@ -260,9 +334,12 @@ class History:
                     self._file(event)
         for event in self.events:
             if isinstance(event, AppendInvoked):
-                self.attempts_of[event.space].append(Attempt(event, told.get(event.op)))
+                self.attempts_of[event.space].append(self._attempt(event, told.get(event.op)))
             elif isinstance(event, ReadInvoked):
                 self.reads_of[event.space].append(Reading(event, read.get(event.op)))
+
+    def _attempt(self, asked: AppendInvoked, told: AppendReturned | None) -> Attempt:
+        return Attempt(asked, told, told is not None and self.set_back(asked.at, told.at))
 
     def _file(self, event: Event) -> None:
         match event:
@@ -274,6 +351,7 @@ class History:
                 self.branches[event.space].append(event)
             case Sent():
                 self.sent[event.space, event.commit].add(event.session)
+                self.sent_at.setdefault((event.space, event.commit), event.at)
             case Revision():
                 self._revisions.append(event)
             case Ended():
@@ -308,20 +386,54 @@ class History:
         for _, changes in self.revisions:
             for change in changes:
                 if change.key.startswith(HEADS) and (value := head_of(change)) is not None:
-                    found.setdefault(change.key.removeprefix(HEADS), []).append(Published(change, value))
+                    before = found.setdefault(change.key.removeprefix(HEADS), [])
+                    since = before[-1].revision.at if before else -inf
+                    marked = (bool(value.mark) or value.left) and self.operated(change, since)
+                    before.append(Published(change, value, marked))
         return found
+
+    def operated(self, change: Revision, since: float) -> bool:
+        """Whether an operator's command can have done it, which was not done before `since`."""
+        return self.during("operator", change.at if change.exact else since, change.at)
 
     def inherited(self, change: Revision) -> bool:
         """Whether a key was not changed at that revision, but etcd was set back to it."""
         return any(era.era == change.era and change.revision <= era.revision for era in self.eras)
 
-    def since(self, at: float) -> float:
-        """Return when etcd was last set back by a time; what was known before that is no promise any more."""
-        return max((era.at for era in self.eras if era.at <= at), default=-inf)
+    @cached_property
+    def exact(self) -> bool:
+        """Whether it is known when each revision was made."""
+        return any(change.exact for change in self._revisions)
 
-    def had(self, kind: str) -> bool:
-        """Whether a fault of that kind is on record."""
-        return any(fault.kind == kind for fault in self.faults)
+    def era_at(self, at: float) -> int | None:
+        """Return the era that etcd is in since it was last set back by a time; None if it never was."""
+        return max((era.era for era in self.eras if era.at <= at), default=None)
+
+    def set_back(self, since: float, until: float) -> bool:
+        """Whether etcd was set back in between."""
+        return any(since < era.at < until for era in self.eras)
+
+    @cached_property
+    def _spans(self) -> dict[str, list[tuple[float, float, str]]]:
+        """When there was which kind of fault, and whom it befell."""
+        found: defaultdict[str, list[tuple[float, float, str]]] = defaultdict(list)
+        for fault in self.faults:
+            spans = found[fault.kind]
+            if fault.phase == "end":
+                opened = [n for n, (_, end, target) in enumerate(spans) if end == inf and target == fault.target]
+                if opened:
+                    spans[opened[0]] = spans[opened[0]][0], fault.at, fault.target
+            else:
+                lasts = fault.phase == "begin" or fault.kind == "damage"
+                spans.append((fault.at, inf if lasts else fault.at, fault.target))
+        return found
+
+    def during(self, kind: str, since: float, until: float, process: str = "") -> bool:
+        """Whether there was a fault of a kind at some time from `since` to `until`, one that `process` met if given."""
+        return any(
+            begin <= until and end >= since and (not process or target in ("", process))
+            for begin, end, target in self._spans.get(kind, ())
+        )
 
 
 def head_of(change: Revision) -> HeadValue | None:

@@ -14,11 +14,18 @@ from coordjournal.state import EMPTY, CoordinationState, fold, judge
 from coordjournal.testing.histories.events import Logged, ReadInvoked, ReadReturned
 from coordjournal.testing.histories.findings import Finding
 from coordjournal.testing.histories.history import Attempt, History, Reading, Space
+from coordjournal.testing.histories.intents import refused
 from coordjournal.testing.histories.recording import entries_digest, state_digest
 
 
 def refusals(history: History) -> Iterator[Finding]:
-    """Each refusal is right at some head between call and return; what was accepted was not to be refused."""
+    """Each refusal is right at some head between call and return; what was accepted was not to be refused.
+
+    One in an outcome is right where its publish put it: after one of the appends of that group, or before.
+    """
+    outcomes: defaultdict[str, list[tuple[str, str, Attempt]]] = defaultdict(list)
+    for name, base, head, attempt in refused(history):
+        outcomes[name].append((base, head, attempt))
     for space in history.spaces:
         yield from _accepted(space)
         waiting: defaultdict[int, list[tuple[int, Attempt]]] = defaultdict(list)
@@ -26,6 +33,10 @@ def refusals(history: History) -> Iterator[Finding]:
             if attempt.told is not None and attempt.told.outcome == "refused":
                 first = space.log.place_of(space.known.before(attempt.invoked)) or 0
                 waiting[first].append((max(first, space.possible(attempt.returned)), attempt))
+        for base, head, attempt in outcomes[space.name]:
+            if head in space.log.place:
+                first = space.log.place.get(base, -1) + 1
+                waiting[first].append((max(first, space.log.place[head] + 1), attempt))
         open_: list[tuple[int, Attempt]] = []
         for place, state in _prefixes(space):
             open_ = [item for item in open_ + waiting.pop(place, []) if not _right(space, place, state, item[1])]
@@ -110,14 +121,18 @@ def _judge(space: Space, place: int, state: CoordinationState, append: Append) -
 
 
 def reads(history: History) -> Iterator[Finding]:
-    """Each read is a prefix of the log, and holds what its consistency promises."""
+    """Each read is a prefix of the log that was published, and holds what its consistency promises.
+
+    Linearizable ones hold all that anybody knew to be published before they began; if etcd was set back, what
+    was published there since. Session ones hold what their own log was told.
+    """
     for space in history.spaces:
         own = _Own(space)
         for read in space.reads:
             told = read.told
             if told is None or told.error:
                 continue
-            if fault := _not_there(space, read) or _too_old(space, history, own, read.asked, told):
+            if fault := _not_there(space, read) or _too_old(space, own, read.asked, told):
                 asked = read.asked
                 words = f"{asked.op}, a {asked.consistency} read of the {asked.what} up to entry {told.seq}: {fault}"
                 yield Finding("reads", space.name, words)
@@ -133,12 +148,14 @@ def _not_there(space: Space, read: Reading) -> str:
     place = space.log.place_of(told.seq)
     if place is not None and place > space.possible(told.at):
         return "that was not asked for yet"
+    if place and told.at < space.earliest(place):
+        return "that was not published yet"
     return ""
 
 
-def _too_old(space: Space, history: History, own: _Own, asked: ReadInvoked, told: ReadReturned) -> str:
+def _too_old(space: Space, own: _Own, asked: ReadInvoked, told: ReadReturned) -> str:
     if asked.consistency == "linearizable":
-        floor = space.known.before(asked.at, history.since(told.at))
+        floor = space.floor(asked.at, told.at)
         return f"entry {floor} was published before it began" if told.seq < floor else ""
     if asked.consistency == "session":
         floor = max(own.before(asked.process, asked.at), asked.after if asked.what != "events" else 0)

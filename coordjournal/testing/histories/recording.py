@@ -197,17 +197,27 @@ def outcome_of(error: BaseException) -> Outcome:
 
 
 def revisions(
-    at: float, era: int, revision: int, changes: Iterable[tuple[bytes, KeyValue | None]], prefix: bytes
+    at: float,
+    era: int,
+    revision: int,
+    changes: Iterable[tuple[bytes, KeyValue | None]],
+    prefix: bytes,
+    *,
+    exact: bool = False,
 ) -> Iterator[Revision]:
-    """Yield the events of one revision of etcd: what each key below `prefix` became, None if it was deleted."""
+    """Yield the events of one revision of etcd: what each key below `prefix` became, None if it was deleted.
+
+    `exact` if it was made at that very time, not only seen.
+    """
     for key, kv in changes:
         if not key.startswith(prefix):
             continue
         name = key.removeprefix(prefix).decode("ascii", "replace")
         if kv is None:
-            yield Revision(at, revision, name, era=era)
+            yield Revision(at, revision, name, era=era, exact=exact)
         else:
-            yield Revision(at, revision, name, kv.value.decode("utf-8", "replace"), kv.create_revision, kv.lease, era)
+            value = kv.value.decode("utf-8", "replace")
+            yield Revision(at, revision, name, value, kv.create_revision, kv.lease, era, exact)
 
 
 def state_digest(state: CoordinationState) -> str:
