@@ -504,6 +504,36 @@ def test_what_a_late_holder_judges_on_an_old_head_would_be_wrong(world: Hands) -
     assert tenure.publish(proposal) == "lost"
 
 
+# A worker is stuck, and its lease is healthy.
+
+
+def test_a_holder_that_makes_no_progress_for_two_ttls_is_let_go(world: Hands) -> None:
+    stuck, other = holding(world), Hand(world, "b")
+    held: list[bool] = []
+
+    def slow(step: str) -> bool:
+        if step == "write" and not held:
+            for _ in range(22):  # its TTL is 10 s; the keeper's thread goes on
+                pass_by(stuck, 1.0)
+                stuck.authority.tick()
+                held.append(world.holder == stuck.node.id)
+            assert world.server.peek(KEYS.node(stuck.node.id)) is not None, "its session lives, and would for ever"
+            other.append("b1")
+        return False
+
+    world.disk.fails = slow
+    future = stuck.submit("k2")
+    stuck.steps()
+    assert held == [True] * 20 + [False] * 2
+    for _ in range(3):
+        other.member.hint_intents()
+        other.steps()
+        pass_by(stuck, 1.0)
+        stuck.steps()
+    assert future.result(0).seq == 3
+    assert world.keys() == ["k1", "b1", "k2"]
+
+
 # Order.
 
 
