@@ -51,7 +51,7 @@ class SimulatedDisk:
     """The disk: commits and branches, each synced or not. What is not synced all nodes see nevertheless.
 
     With `hidden_seconds` the commits of one node are hidden from the others for that long, as directory
-    caches of network file systems do; `hides` is told until when, each time that somebody looks in vain. `fails`
+    caches of network file systems do; `looked` is told of each look at such a one whether it was there. `fails`
     is asked by each step that may fail, "write", "advance" and "sync", whether it does.
     """
 
@@ -62,13 +62,13 @@ class SimulatedDisk:
         clock: Clock | None = None,
         hidden_seconds: float = 0.0,
         fails: Callable[[str], bool] = lambda _: False,
-        hides: Callable[[float], object] = lambda _: None,
+        looked: Callable[[bool], object] = lambda _: None,
     ) -> None:
         self.journal = journal
         self.clock: Clock = clock if clock is not None else _Always()
         self.hidden_seconds = hidden_seconds
         self.fails = fails
-        self.hides = hides
+        self.looked = looked
         self.hid = 0
         """How often somebody looked for what was hidden from him."""
         self.owner: tuple[str, str] | None = None  # authority and place
@@ -251,11 +251,10 @@ class SimulatedStore:
         found = disk.commits.get((space, commit))
         if found is None or found.writer == self._node:
             return found
-        if disk.clock.now >= (seen_at := found.written_at + disk.hidden_seconds):
-            return found
-        disk.hid += 1
-        disk.hides(seen_at)
-        return None
+        there = disk.clock.now >= found.written_at + disk.hidden_seconds
+        disk.looked(there)
+        disk.hid += not there
+        return found if there else None
 
     def _load(self, space: str, commit: str) -> Appended:
         found = self._in_sight(space, commit)

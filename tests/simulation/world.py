@@ -83,7 +83,10 @@ class World:
         self.network = WorldNetwork(self)
         self.ttl = 2 + schedule.pick(3)
         self.disk = SimulatedDisk(
-            clock=self.scheduler, hidden_seconds=self.kind.hidden_seconds, fails=self.disk_fails, hides=self.disk_hides
+            clock=self.scheduler,
+            hidden_seconds=self.kind.hidden_seconds,
+            fails=self.disk_fails,
+            looked=self.disk_looked,
         )
         self.spaces = [SPACE] if schedule.chance(0.85) else [SPACE, "other"]
         self.workload = Workload(self, self.kind.ops)
@@ -104,6 +107,7 @@ class World:
         self._weights = [100.0 - sum(self.kind.events.values()), *self.kind.events.values()]
         self._things: list[Callable[[], object]] = [getattr(self, name) for name in self.kind.events]
         self._branches: dict[str, str] = {}
+        self._blind: set[str] = set()  # processes from which something is hidden
         self.scheduler.timers += [self.next_due, self.server.next_expiry]
 
     # What a process finds in its world.
@@ -137,10 +141,12 @@ class World:
                 self.write(Fault(self.now(), "branch", self.process_at_work))
         return fails
 
-    def disk_hides(self, until: float) -> None:
-        for kind in ("damage", "branch"):
-            self.write(Fault(self.now(), kind, self.process_at_work, "begin"))
-            self.write(Fault(until, kind, self.process_at_work, "end"))
+    def disk_looked(self, there: bool) -> None:
+        """Note that something is hidden from a process, until it looks again and it is not."""
+        if there == (self.process_at_work in self._blind):
+            (self._blind.remove if there else self._blind.add)(self.process_at_work)
+            for kind in ("damage", "branch"):
+                self.write(Fault(self.now(), kind, self.process_at_work, "end" if there else "begin"))
 
     @property
     def process_at_work(self) -> str:

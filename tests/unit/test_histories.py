@@ -193,13 +193,29 @@ def test_an_etcd_that_was_set_back_is_not_followed_without_recovery() -> None:
     backup = [event for event in story.events if isinstance(event, Revision)]
     unknown = story.ask("k1")
     story.publish(unknown)
+    story.see_branch()
     story.end("p")
     story.set_back(backup)
     story.log.pop()
     story.put(f"holders/{SPACE}", None)
     story.elect("next")
     appended(story, "k2", "q")
-    assert broken(story.over()) == {"chain"}
+    assert broken(story.over()) == {"chain", "branch"}
+
+
+def test_what_an_etcd_that_was_set_back_had_and_nobody_saw_is_gone() -> None:
+    story = begun()
+    backup = [event for event in story.events if isinstance(event, Revision)]
+    unknown = story.ask("k1")
+    story.publish(unknown)
+    story.see_branch(1)
+    story.end("p")
+    story.set_back(backup)
+    story.log.pop()
+    story.put(f"holders/{SPACE}", None)
+    story.elect("next")
+    appended(story, "k2", "q")
+    assert check(story.over()) == []
 
 
 def test_what_was_damaged_on_purpose_may_be_said_to_be_damaged() -> None:

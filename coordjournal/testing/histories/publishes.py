@@ -24,8 +24,8 @@ _LAG_SECONDS: Final = 5.0
 def chain(history: History) -> Iterator[Finding]:
     """Each published head descends from the one before it; the log is whole, its seqs are contiguous.
 
-    Where etcd was set back, a head that was published before that may be so once more. An operator's head
-    need not follow, if a command of an operator is on record.
+    Where etcd was set back, a head that was published before that may be so once more, and what the branch never
+    showed may be lost. An operator's head need not follow, if a command of an operator is on record.
     """
     for space in history.spaces:
         log = space.log
@@ -74,6 +74,8 @@ def _heads(space: Space, history: History) -> Iterator[Finding]:
             yield Finding("chain", name, f"revision {revision} published commit {value.commit}, which is {words}")
         elif first.setdefault(value.commit, era) < era and not put.marked and log.between(base, value.commit):
             continue  # what an earlier era has seen already comes again, by a request that landed late
+        elif not put.marked and before is not None and _unseen(space, before, base, put):
+            pass  # it never reached the branch, and nobody can know that it was there
         elif not put.marked and not log.between(before.value.commit if before is not None else "", value.commit):
             what = f"entry {before.value.seq}, commit {before.value.commit}" if before is not None else "nothing"
             words = f"published entry {value.seq}, commit {value.commit}, which does not follow {what}"
@@ -81,6 +83,16 @@ def _heads(space: Space, history: History) -> Iterator[Finding]:
         before = put
     if before is not None and before.value.commit != (log.final.commit if log.final is not None else ""):
         yield Finding("chain", name, f"the log does not end at the head that was published last, {before.value.commit}")
+
+
+def _unseen(space: Space, before: Published, base: str, put: Published) -> bool:
+    """Whether a head of another era follows what its etcd had, and the branch never showed what was lost."""
+    log = space.log
+    lost = log.between(base, before.value.commit)
+    if not lost or before.revision.era == put.revision.era or not log.between(base, put.value.commit):
+        return False
+    commits = {item.commit for item in lost}
+    return not any(sample.commit in commits for sample in space.branch if sample.at < put.revision.at)
 
 
 class _Tenure(NamedTuple):
