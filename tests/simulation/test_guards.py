@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from coordjournal.authority import forwarding
+from coordjournal.authority import forwarding, tenure
 from coordjournal.authority.forwarding import Forwarding
 from coordjournal.authority.tenure import Intent, Tenure
 from coordjournal.errors import OperatorNeeded
@@ -71,6 +71,21 @@ def _adopt_without_locks(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SimulatedPremises, "hold_all", lambda here, locks, held: here.store.spaces())
 
 
+def _take_over_in_the_old_term(patch: pytest.MonkeyPatch) -> None:
+    take_over = Tenure.take_over
+
+    def take_over_so(tenure: Tenure) -> None:
+        take_over(tenure)
+        tenure.term = max(tenure.head.term, 1)
+
+    patch.setattr(Tenure, "take_over", take_over_so)
+
+
+def _acknowledge_without_the_branch(patch: pytest.MonkeyPatch) -> None:
+    for module in (tenure, forwarding):
+        patch.setattr(module, "roll_forward", lambda node, space, known, head: head)
+
+
 AGAIN = Kind("again", {"tell": 10.0, "land": 1.0, "revoke": 2.5}, (70, 0, 5, 25, 0), ops=16)
 """Answers are lost, and who held the space soon holds it again, in another tenure."""
 
@@ -79,13 +94,15 @@ REPEATED = Kind("repeated", {"tell": 12.0, "land": 3.0, "wipe": 2.5, "pause": 0.
 
 OMISSIONS = (
     Omission("which holder", _publish_without(KEYS.holders, "value"), ("fencing", "chain"), REPEATED),
-    Omission("which tenure", _publish_without(KEYS.holders, "create_revision"), ("exactly once", "real time"), AGAIN),
+    Omission("which tenure", _publish_without(KEYS.holders, "create_revision"), ("fencing", "exactly once"), AGAIN),
     Omission("the head", _publish_without(KEYS.heads, "value", "version"), ("chain", "exactly once"), LOSSY),
     Omission("the intents", _publish_without(KEYS.intents, "mod_revision"), ("exactly once", "drain"), FULL),
     Omission("the session of a put", _put_without(KEYS.nodes), ("exactly once", "refusals"), LATE),
     Omission("the absence of what is put", _put_without(KEYS.intents), ("exactly once", "refusals", "drain"), LATE),
     Omission("the revision withdrawn from", _withdraw_without_its_revision, ("exactly once", "drain"), FULL),
     Omission("the locks of an adoption", _adopt_without_locks, ("branch", "durability"), ADOPTED),
+    Omission("a new term", _take_over_in_the_old_term, ("fencing",)),
+    Omission("the branch before the receipt", _acknowledge_without_the_branch, ("branch",), LATE),
 )
 
 
