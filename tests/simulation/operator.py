@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from coordjournal.adoption import adopt_to_embedded, adopt_to_etcd
 from coordjournal.entry import Appended, Head
 from coordjournal.errors import CoordJournalError, Corrupt, NotFound, OperatorNeeded
+from coordjournal.heads import known
 from coordjournal.keyspace import Keyspace
 from coordjournal.recovery import recover_heads
 from coordjournal.store.repository import Owner
@@ -168,9 +169,9 @@ class Operator:
     def _recover(self) -> None:
         here, etcd, world = self._here, self._etcd, self._world
         for space in world.spaces:
-            truth, branch = world.truth(space), here.store.head(space)
-            if truth.seq > branch.seq and etcd.head(space) is None:
-                recover_heads(here, etcd, space, to=truth.commit)
+            truth, value = world.truth(space), known(etcd.head(space))
+            if truth.seq > max(here.store.head(space).seq, value.seq if value is not None else 0):
+                recover_heads(here, etcd, space, to=truth.commit)  # the notes of `recover` name it
         done = recover_heads(here, etcd)
         if done.wrong:
             raise OperatorNeeded("; ".join(done.wrong), here.where, "look at it")
