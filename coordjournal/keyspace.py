@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Final
 
-from coordjournal.authority.node import CALL_SECONDS, foreign, one
+from coordjournal.authority.node import CALL_SECONDS, SIGN_IN, foreign, one
 from coordjournal.authority.settings import Settings
 from coordjournal.authority.wire import HeadValue, Keys, encode_head, range_of
 from coordjournal.entry import Head
@@ -54,9 +54,8 @@ class Keyspace:
             done = self._etcd.txn(guards, then, timeout=CALL_SECONDS)
         except Refused as refusal:
             if refusal.reason in ("permission denied", "not authenticated"):
-                raise OperatorNeeded(
-                    f"etcd does not let this user do it: {refusal}", self.place, "name a user who may (--etcd-user)"
-                ) from refusal
+                run = SIGN_IN if refusal.reason == "not authenticated" else "name a user who may (--etcd-user)"
+                raise OperatorNeeded(f"etcd does not let this user do it: {refusal}", self.place, run) from refusal
             raise Unavailable(f"etcd does not do it: {refusal}; run the command again, it begins anew") from refusal
         except EtcdError as error:
             raise Unavailable(f"etcd does not do it: {error}; run the command again, it begins anew") from error

@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from coordjournal.authority.node import CALL_SECONDS, one
+from coordjournal.authority.node import CALL_SECONDS, one, told
 from coordjournal.authority.settings import Settings
 from coordjournal.authority.wire import HeadValue, Keys, decode_head, decode_node, range_of, session_of
 from coordjournal.entry import Head, check_space, format_time
@@ -29,7 +29,7 @@ from coordjournal.errors import (
     Unavailable,
     WrongAuthority,
 )
-from coordjournal.etcd import Etcd, EtcdError, Found, Get, KeyValue, Put, Refused
+from coordjournal.etcd import Etcd, EtcdError, Found, Get, KeyValue, Put
 from coordjournal.store import message
 from coordjournal.store.git import GitStore
 from coordjournal.store.walk import read_object
@@ -313,16 +313,14 @@ def _ask(client: Etcd, key: bytes, value: str, seconds: float) -> None:
         lease, _ = client.grant(_SUCCESSOR_SECONDS, timeout=timeout)
         client.txn((), [Put(key, value.encode(), lease)], timeout=timeout)
     except EtcdError as error:
-        raise Unavailable(f"etcd does not take the request: {error}") from error
+        raise told(error, "etcd does not take the request") from error
 
 
 def _read(client: Etcd, *wanted: Get, seconds: float = CALL_SECONDS) -> list[Found]:
     try:
         done = client.txn((), wanted, timeout=max(0.1, min(CALL_SECONDS, seconds)))
-    except Refused as refusal:
-        raise OperatorNeeded(f"etcd does not let this user look: {refusal}", "", "name a user who may") from refusal
     except EtcdError as error:
-        raise Unavailable(f"etcd does not answer: {error}") from error
+        raise told(error, "etcd does not tell who holds what") from error
     return [found for found in done.found if found is not None]
 
 

@@ -36,6 +36,10 @@ CALL_SECONDS: Final = 3.0
 """How long one call to etcd may take before its answer counts as lost."""
 
 GRANT: Final = "grant the user a role that docs/deployment.md names"
+SIGN_IN: Final = (
+    "name a user of etcd and the right password (--etcd-user, --etcd-password-file), or give its certificate"
+    " (--etcd-cert)"
+)
 
 _OUTCOME_SECONDS: Final = 600
 _OUTCOME_ROLL_SECONDS: Final = 200.0  # an outcome lives at least the difference
@@ -202,7 +206,16 @@ class Node:
                 "name the right etcd; or, if its data is lost, run `coordjournal recover`",
             )
         guard = Compare(self.keys.journal, "version", 0)
-        done = self.txn([guard], [Put(self.keys.journal, journal.encode())], [Get(self.keys.journal)])
+        try:
+            done = self.txn([guard], [Put(self.keys.journal, journal.encode())], [Get(self.keys.journal)])
+        except Refused as refusal:
+            if refusal.reason != "permission denied":
+                raise
+            raise OperatorNeeded(
+                f"etcd knows no journal under {place} yet, and this user may not make one: {refusal}",
+                place,
+                "let a user with the role operator run `coordjournal init` first; or name the right prefix",
+            ) from refusal
         if not done.succeeded and (found := one(done.found[0])) and found.value != journal.encode():
             raise foreign(found.value.decode("ascii", "replace"), journal, place)
         return journal
@@ -243,6 +256,8 @@ def foreign(theirs: str, ours: str, place: str) -> ForeignRepository:
 
 def told(error: EtcdError, what: str) -> Unavailable | OperatorNeeded:
     """Return what a caller gets where `what` could not be done for an error of etcd, which it certainly was not."""
-    if isinstance(error, Refused) and error.reason in ("permission denied", "not authenticated"):
+    if isinstance(error, Refused) and error.reason == "permission denied":
         return OperatorNeeded(f"{what}: {error}", "", GRANT)
+    if isinstance(error, Refused) and error.reason == "not authenticated":
+        return OperatorNeeded(f"{what}: {error}", "", SIGN_IN)
     return Unavailable(f"{what}: {error}")

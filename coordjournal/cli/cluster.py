@@ -5,8 +5,9 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 import click
@@ -16,6 +17,8 @@ from coordjournal.cli.options import Command, Settings, complete_space, seconds
 from coordjournal.cli.output import Column, Output, note
 from coordjournal.cli.text import count, when
 from coordjournal.errors import Unavailable
+
+_LOOK_SECONDS: Final = 0.5
 
 
 def _holder(space: Any) -> str:
@@ -69,27 +72,45 @@ def node(settings: Settings, spaces: tuple[str, ...]) -> None:
     The SPACEs that are named; if none is, every one for which appends wait and that nobody holds. At
     SIGTERM or Ctrl-C it finishes what is under way and hands over.
     """
-    if not settings.authority.etcd:
-        raise click.UsageError("a node serves through etcd; name it with --etcd or in COORDJOURNAL_ETCD")
+    etcd = settings.authority_of("a node serves through etcd")
+    is_new = not settings.repo.exists()
     settings.serves = True
     with _stopped_by_signal() as stopped, settings.open_log(role="auto" if spaces else "holder") as log:
         log.serve(spaces)
-        note(f"serving {', '.join(spaces) if spaces else 'every space'}; SIGTERM ends it")
-        stopped.wait()
+        what = ", ".join(spaces) if spaces else "every space"
+        if is_new:
+            what += f" of a new journal, made at {settings.repo.absolute()} and under {etcd.prefix} in etcd"
+        elif not (spaces or log.spaces()):
+            what += ", of which there is none before its first append"
+        note(f"serving {what}; SIGTERM ends it")
+        stopped()
     note("handed over")
 
 
 @contextmanager
-def _stopped_by_signal() -> Iterator[threading.Event]:
-    stopped = threading.Event()
+def _stopped_by_signal() -> Iterator[Callable[[], None]]:
+    """Give what waits for SIGTERM or Ctrl-C, which may have come already.
+
+    A queue, since a handler may put into it whatever this thread is just doing: an event's lock it may hold.
+    """
+    came: SimpleQueue[int] = SimpleQueue()
+
+    def wait() -> None:
+        while True:
+            try:
+                came.get(timeout=_LOOK_SECONDS)
+            except Empty:  # a signal that comes just before the wait begins does not end it, and is handled here
+                continue
+            return
+
     if threading.current_thread() is not threading.main_thread():
-        yield stopped
+        yield wait
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         for number in before:
-            signal.signal(number, lambda *_: stopped.set())
-        yield stopped
+            signal.signal(number, lambda number, _: came.put(number))
+        yield wait
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -157,7 +178,8 @@ def handoff(settings: Settings, space: str, to: str | None) -> None:
     """
     from coordjournal import overview
 
-    session = overview.hand_over(settings.authority, space, to, seconds=settings.timeout)
+    etcd = settings.authority_of("nobody holds a space without etcd")
+    session = overview.hand_over(etcd, space, to, seconds=settings.timeout)
     if settings.out.is_table:
         settings.out.pairs([("space", space), ("holder", session or "nobody yet")])
     else:

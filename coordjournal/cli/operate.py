@@ -96,7 +96,8 @@ def adopt(settings: Settings, to: str | None, etcd_is_gone: bool, dry_run: bool)
     """
     from coordjournal import adoption
 
-    found = adoption.adopt(settings.repo, settings.authority, to=to, etcd_is_gone=etcd_is_gone, dry_run=dry_run)
+    etcd = settings.authority_of("adoption by etcd needs one") if to == ETCD else settings.authority
+    found = adoption.adopt(settings.repo, etcd, to=to, etcd_is_gone=etcd_is_gone, dry_run=dry_run)
     out = settings.out
     if not out.is_table:
         out.document({**_fields(found), "dry_run": dry_run})
@@ -126,7 +127,8 @@ def recover(settings: Settings, space: str | None, to: str | None, accept_loss: 
 
     if to is not None and space is None:
         raise click.UsageError("--to is about one space; name it")
-    found = recovery.recover(settings.repo, settings.authority, space, to=to, accept_loss=accept_loss, dry_run=dry_run)
+    etcd = settings.authority_of("heads are recovered in an etcd")
+    found = recovery.recover(settings.repo, etcd, space, to=to, accept_loss=accept_loss, dry_run=dry_run)
     out = settings.out
     code = OPERATOR if found.wrong else 0
     if not out.is_table:

@@ -15,14 +15,13 @@ import click
 from click.shell_completion import CompletionItem
 
 import coordjournal
-from coordjournal.authority import Consistency
+from coordjournal.authority import Consistency, settings
 from coordjournal.authority.settings import DEFAULT_PREFIX, DEFAULT_TTL
 from coordjournal.authority.settings import Settings as AuthoritySettings
 from coordjournal.authority.wire import Role
 from coordjournal.cli.output import Mode, Output
 from coordjournal.entry import MAX_SEQ
 from coordjournal.errors import CoordJournalError, InvalidEvent, Unavailable, Undecided
-from coordjournal.etcd.endpoints import Tls
 from coordjournal.etcd.session import MIN_TTL_SECONDS
 from coordjournal.log import DEFAULT_TIMEOUT
 
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 E = TypeVar("E", bound=CoordJournalError)
 
 _MAX_SECONDS: Final = 1_000_000.0
-_MAX_PASSWORD_BYTES: Final = 1 << 16
 _MODES: Final[tuple[Mode, ...]] = ("table", "json", "jsonl")
 
 
@@ -104,37 +102,17 @@ class Settings:
     @property
     def authority(self) -> AuthoritySettings:
         """How etcd is reached, if it is; a usage error for what is not of its form."""
-        files = {name: self._file(f"etcd_{name}") for name in ("cacert", "cert", "key")}
-        tls = Tls(files["cacert"], files["cert"], files["key"]) if any(files.values()) else None
-        found = AuthoritySettings(
-            self._given("etcd") or "",
-            tls,
-            self._given("etcd_user") or "",
-            self._password(),
-            self._given("prefix") or DEFAULT_PREFIX,
-            _whole("COORDJOURNAL_TTL", self._given("ttl"), DEFAULT_TTL),
-            cast(Role, self._given("role") or "auto"),
-        )
-        for what, text in (("the etcd user", found.username), ("etcd's password", found.password)):
-            if not _is_text(text):
-                raise click.UsageError(f"{what} is not UTF-8")
         try:
-            found.check()
+            return settings.read(self._given, lambda name: f"--{name.replace('_', '-')}")
         except InvalidEvent as error:
             raise click.UsageError(str(error)) from error
-        return found
 
-    def _file(self, name: str) -> str | None:
-        """Return the file that an option names, which can be read."""
-        path = self._given(name)
-        if path is not None:
-            try:
-                with open(path, "rb") as file:  # noqa: PTH123  # a hostile name is told as what is wrong with it
-                    file.read(1)
-            except (OSError, ValueError) as error:
-                reason = error.strerror if isinstance(error, OSError) else error
-                raise click.UsageError(f"--{name.replace('_', '-')}: {path!r} cannot be read: {reason}") from error
-        return path
+    def authority_of(self, what: str) -> AuthoritySettings:
+        """How etcd is reached, for a command that needs one; a usage error that begins with `what` without."""
+        found = self.authority
+        if not found.etcd:
+            raise click.UsageError(f"{what}; name it with --etcd or in COORDJOURNAL_ETCD")
+        return found
 
     def placed(self, error: E) -> E:
         """Return an error that leaves open which etcd did not answer, or that had no time to, with its endpoints."""
@@ -153,28 +131,8 @@ class Settings:
 
     def _given(self, name: str) -> str | None:
         """Return what an option says, or its variable of the environment."""
-        value = getattr(self, name)
-        return str(value) if value is not None else os.environ.get(f"COORDJOURNAL_{name.upper()}") or None
-
-    def _password(self) -> str:
-        """Return etcd's password: never an argument, which every process of the host could read."""
-        path = self._given("etcd_password_file")
-        if path is None:
-            return os.environ.get("COORDJOURNAL_ETCD_PASSWORD", "")
-        try:
-            with open(path, "rb") as file:  # noqa: PTH123  # a hostile name is told as what is wrong with it
-                return file.read(_MAX_PASSWORD_BYTES).decode().rstrip("\r\n")
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no text"
-            raise click.UsageError(f"--etcd-password-file: {path!r} cannot be read: {reason}") from error
-
-
-def _whole(what: str, text: str | None, default: int) -> int:
-    if text is None:
-        return default
-    if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise click.UsageError(f"{what}: a whole number of seconds, not {text!r}")
-    return int(text)
+        value = getattr(self, name, None)
+        return str(value) if value is not None else os.environ.get(settings.variable(name)) or None
 
 
 def _is_text(text: str) -> bool:

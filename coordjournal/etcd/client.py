@@ -72,6 +72,11 @@ class EtcdClient:
             raise ValueError("an endpoint with http:// is spoken to without TLS, but TLS is configured")
         if password and not username:
             raise ValueError("a password for etcd is given, and no user name")
+        if username and not password:
+            raise ValueError(
+                f"a user of etcd, {username!r}, is named without a password; a user by certificate is the one whom"
+                " the certificate names, and is not named besides"
+            )
         self._tls = tls
         self._username = username
         self._password = password

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Final, NamedTuple
+from urllib.parse import unquote
 
 from coordjournal.etcd import EtcdError, OutOfSpace, Reason, Refused, Unanswered
 
@@ -56,7 +57,7 @@ _REFUSALS: Final[dict[Failure, tuple[Reason, str]]] = {
     ),
     Failure("INVALID_ARGUMENT", "etcdserver: user name is empty"): (
         "not authenticated",
-        "a user name and a password are needed",
+        "it wants a user, and none is named",
     ),
     Failure("INVALID_ARGUMENT", "etcdserver: authentication failed, invalid user ID or password"): (
         "not authenticated",
@@ -92,6 +93,8 @@ _REQUEST_TOO_LARGE: Final = re.compile(
 )  # by gRPC there
 _ANSWER_TOO_LARGE: Final = re.compile(r"\bReceived message larger than max")  # by gRPC here
 
+_NOBODY: Final = "Connection refused"
+
 _PLAIN: Final = (
     (
         "CERTIFICATE_VERIFY_FAILED",
@@ -100,13 +103,14 @@ _PLAIN: Final = (
     ("TSI_DATA_CORRUPTED", "it ended the TLS handshake; it may ask for a client certificate, or for another one"),
     ("Handshake read failed", "it does not answer in TLS (https://)"),
     ("Failed to create security handshaker", "the certificate and key given here cannot be used"),
-    ("Connection refused", "connection refused; nothing listens there"),
+    (_NOBODY, "connection refused; nothing listens there"),
+    ("before receiving SETTINGS frame", "it did not answer in time, as etcd would; it may be something else, or stuck"),
     ("Domain name not found", "there is no such host"),
     ("Socket closed", "the connection was closed; etcd ended, or asks for TLS (https://)"),
 )
 """What is in gRPC's text, and what it means; the first that fits. Its texts change: others are shown as they are."""
 
-_ADDRESSED: Final = re.compile(r"\b(?:ipv4|ipv6|dns):\S+: ")
+_ADDRESSED: Final = re.compile(r"\b(?:ipv4|ipv6|dns):(\S+): ")
 
 
 def mended_by_signing_in(failure: Failure) -> bool:
@@ -119,9 +123,35 @@ def watch_wants_token(reason: str) -> bool:
     return any(stale.details in reason for stale in _STALE)
 
 
+def watch_denial(reason: str) -> str:
+    """Return why a watch was canceled, in a user's words where they are known, and etcd's own."""
+    plain = reason.rpartition(" desc = ")[2]
+    known = next((words for failure, (_, words) in _REFUSALS.items() if failure.details == plain), None)
+    return known or plain.removeprefix("etcdserver: ") or "it does not say why"
+
+
 def answer_too_large(failure: Failure) -> bool:
     """Return whether an answer came that is larger than this client takes."""
     return failure.code == "RESOURCE_EXHAUSTED" and _ANSWER_TOO_LARGE.search(failure.details) is not None
+
+
+def more_telling(before: Failure | None, now: Failure) -> Failure:
+    """Return which of an endpoint's last two failures, with no answer between them, says what is wrong.
+
+    A name may have several addresses, as localhost has 127.0.0.1 and ::1, and gRPC tells of the one that it
+    happened to try last. Where something at one of them ended the handshake, that nothing listens at another
+    is no news.
+    """
+    if before is None or _NOBODY not in now.details or _NOBODY in before.details:
+        return now
+    there = _address(before)
+    return before if there and there != _address(now) else now
+
+
+def _address(failure: Failure) -> str:
+    """Return the address that a failure names last, `host:port`; nothing if it names none."""
+    found: list[str] = _ADDRESSED.findall(failure.details)
+    return unquote(found[-1]) if found else ""
 
 
 def error_of(failure: Failure, place: str, *, write: bool, seconds: float) -> EtcdError:
@@ -139,7 +169,7 @@ def error_of(failure: Failure, place: str, *, write: bool, seconds: float) -> Et
     if failure.code == "CANCELLED":
         return Unanswered(f"the call to etcd at {place} was given up")
     if failure.code == "UNAVAILABLE" and not failure.details.startswith("etcdserver: "):
-        return Unanswered(f"etcd at {place} cannot be reached: {_reached(failure.details)}")
+        return Unanswered(f"etcd at {place} cannot be reached: {_reached(failure, place)}")
     return Unanswered(f"etcd at {place} failed: {failure.details.removeprefix('etcdserver: ')} ({failure.code})")
 
 
@@ -153,10 +183,11 @@ def _exhausted(failure: Failure, place: str, *, write: bool) -> EtcdError:
     return Unanswered(f"etcd at {place} failed: {failure.details} ({failure.code})")
 
 
-def _reached(details: str) -> str:
+def _reached(failure: Failure, place: str) -> str:
     """Return what kept gRPC from etcd, in a user's words where they are known, and its own."""
     for sign, words in _PLAIN:
-        if sign in details:
-            return words
-    plain = _ADDRESSED.split(details)[-1]
+        if sign in failure.details:
+            at = _address(failure)
+            return words if sign != _NOBODY or not at or place.endswith(at) else f"connection refused at {at}"
+    plain = _ADDRESSED.split(failure.details)[-1]
     return plain.rpartition("connect: ")[2] or plain

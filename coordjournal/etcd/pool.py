@@ -27,6 +27,7 @@ from coordjournal.etcd.failures import (
     answer_too_large,
     error_of,
     mended_by_signing_in,
+    more_telling,
 )
 from coordjournal.retry import ETCD_ROUND, NoneAnswered, within
 
@@ -103,6 +104,7 @@ class Member:
         self._channel: Any = None
         self._calls: dict[str, Any] = {}
         self._failing_since = 0.0
+        self._failure: Failure | None = None  # the last one, without an answer since
 
     def call(self, path: str) -> Any:
         """Return what makes a call. Raises `Unanswered` if a certificate cannot be read."""
@@ -112,6 +114,12 @@ class Member:
         """Note that a call was answered."""
         self.answered_at = monotonic()
         self._failing_since = 0.0
+        self._failure = None
+
+    def explained(self, failure: Failure) -> Failure:
+        """Note how a call failed, and return the failure to tell of: this one, or an earlier one that says more."""
+        self._failure = failure = more_telling(self._failure, failure)
+        return failure
 
     def failed(self) -> None:
         """Note that one was not. After a while of nothing else the channel is made anew.
@@ -131,6 +139,7 @@ class Member:
         """Close the channel. Calls under way fail; the next one opens another."""
         with self._lock:
             channel, self._channel, self._calls = self._channel, None, {}
+            self._failure = None  # certificates are read anew
         if channel is not None:
             channel.close()
 
@@ -342,7 +351,7 @@ class Pool:
         return response
 
     def _translated(self, member: Member, failure: Failure, *, write: bool, seconds: float) -> EtcdError:
-        error = error_of(failure, member.name, write=write, seconds=seconds)
+        error = error_of(member.explained(failure), member.name, write=write, seconds=seconds)
         if isinstance(error, Refused) or answer_too_large(failure):
             member.answered()
         elif failure.code != "CANCELLED":

@@ -22,7 +22,7 @@ import grpc
 
 from coordjournal.etcd import Change, EtcdError, Tell, Unanswered
 from coordjournal.etcd import etcd_pb2 as pb
-from coordjournal.etcd.failures import error_of, mended_by_signing_in, watch_wants_token
+from coordjournal.etcd.failures import error_of, mended_by_signing_in, watch_denial, watch_wants_token
 from coordjournal.etcd.messages import changes
 from coordjournal.etcd.pool import WATCH, Member, Metadata, Pool, failure_of
 from coordjournal.retry import ETCD_STREAM, StreamLost
@@ -246,7 +246,8 @@ class StreamWatcher:
             self._stale = stream.metadata
         else:
             self._pool.leave(stream.member)
-        return stream.why or str(error_of(failure, stream.member.name, write=False, seconds=0))
+        told = error_of(stream.member.explained(failure), stream.member.name, write=False, seconds=0)
+        return stream.why or str(told)
 
     # What etcd says.
 
@@ -303,7 +304,8 @@ class StreamWatcher:
             self._stale = stream.metadata
             stream.hang_up("its token is not taken any more")
             return
-        logger.warning("etcd at %s does not let %r be watched: %s", stream.member.name, watch.key, reason)
+        key, why = watch.key.decode("utf-8", "backslashreplace"), watch_denial(reason)
+        logger.warning("etcd at %s does not let %s be watched: %s", stream.member.name, key, why)
         stood, first = watch.next, not watch.denials
         with self._lock:
             watch.restart()
@@ -341,7 +343,9 @@ class StreamWatcher:
         try:
             watch.tell(what)
         except Exception:
-            logger.exception("a watch on %r was told of changes, and raised", watch.key)
+            logger.exception(
+                "a watch on %s was told of changes, and raised", watch.key.decode("utf-8", "backslashreplace")
+            )
 
     # gRPC's thread, which sends.
 

@@ -21,6 +21,7 @@ from coordjournal.testing.certificates import CertificateAuthority
 from coordjournal.testing.etcd import EtcdServer
 from tests.cli import Shell, append
 from tests.integration.operating import Place, wait_for
+from tests.testing.keys import coded
 
 _numbers = itertools.count()
 PREFIX = "COORDJOURNAL_PREFIX"
@@ -105,6 +106,15 @@ def test_what_works_embedded_works_so_with_the_same_receipts(shell: Shell, stack
     shell.ok("compact")
     found = shell.ok("import", "jsonl", "copy", "-", "-o", "json", stdin=exported.encode())
     assert (found.json["appended"], found.json["rejected"]) == (2, 0)
+
+
+def test_a_node_says_that_it_made_a_journal_and_that_there_is_no_space(shell: Shell, stack: ExitStack) -> None:
+    for said in (f"of a new journal, made at {shell.repo} and under {os.environ[PREFIX]}", "there is none before"):
+        process = shell.start("node")
+        stack.callback(ended, process)
+        assert said.encode() in the(process.stderr).readline()
+        process.terminate()
+        process.wait(20)
 
 
 def test_a_process_with_the_role_client_forwards_and_never_holds(shell: Shell, stack: ExitStack) -> None:
@@ -294,9 +304,7 @@ def test_a_node_hands_over_at_a_signal(shell: Shell, stack: ExitStack, number: s
 def test_a_node_needs_an_etcd(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COORDJOURNAL_ETCD")
     assert shell("node").code == 2
-    assert shell("handoff", "s").code == 4
-    assert shell("recover").code == 4
-    assert shell("adopt", "--to", "etcd").code in (3, 4)
+    assert shell("handoff", "s").code == 2
 
 
 # Etcd is not there, or the options are wrong.
@@ -367,6 +375,10 @@ WRONG: list[tuple[list[str], str]] = [
     (["--etcd-cert", "notes"], "together"),
     (["--etcd-password-file", "/nowhere/password"], "/nowhere/password"),
     (["--etcd-password-file", "notes"], "no user name"),
+    (["--etcd-password-file", "/dev/zero", "--etcd-user", "web"], "no password"),
+    (["--etcd-password-file", "/dev/null", "--etcd-user", "web"], "is empty"),
+    (["--etcd-password-file", "long", "--etcd-user", "web"], "65,536 bytes"),
+    (["--etcd-user", "web"], "without a password"),
     (["--etcd-user", "\udcff"], "UTF-8"),
     (["--etcd", "http://127.0.0.1:1", "--etcd-cacert", "notes"], "TLS"),
 ]
@@ -375,6 +387,7 @@ WRONG: list[tuple[list[str], str]] = [
 @pytest.mark.parametrize(("words", "told"), WRONG, ids=[" ".join(map(ascii, words)) for words, _ in WRONG])
 def test_a_wrong_option_is_a_usage_error_in_words(shell: Shell, words: list[str], told: str) -> None:
     Path("notes").write_text("secret\n")
+    Path("long").write_text("secret" * 11_000)
     failed = shell("log", "s", *words)
     assert failed.code == 2, failed
     assert told in failed.err
@@ -406,6 +419,16 @@ def test_a_wrong_variable_is_a_usage_error_in_words(
     assert "Traceback" not in failed.err
 
 
+@pytest.mark.parametrize("words", [("node",), ("handoff", "s"), ("recover",), ("adopt", "--to", "etcd")])
+def test_a_command_that_needs_an_etcd_says_so_without_one(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.delenv("COORDJOURNAL_ETCD")
+    shell.ok("append", "s", "alias", "a", "b")
+    failed = shell(*words)
+    assert (failed.code, "--etcd or in COORDJOURNAL_ETCD" in failed.err) == (2, True), failed
+
+
 def test_the_deeper_option_wins_over_the_variable(shell: Shell, server: EtcdServer) -> None:
     shell.ok("append", "s", "alias", "a", "b")
     assert shell.ok("--etcd", DEAD, "log", "s", "--etcd", server.endpoint, "-o", "json").json[0]["seq"] == 1
@@ -427,9 +450,47 @@ def test_user_and_password_are_etcds_own(shell: Shell, tmp_path: Path, monkeypat
         monkeypatch.setenv("COORDJOURNAL_ETCD_PASSWORD", "wrong")
         assert shell("doctor").code == 6
         assert "wrong" not in shell("status").err.split("error:")[1].split("user")[0]
-        for words in (("status",), ("recover",)):
+        asks = [("status",), ("recover",), ("append", "s", "alias", "c", "d"), ("log", "s"), ("handoff", "s")]
+        for words in asks:
             refused = shell(*words)
-            assert (refused.code, "password" in refused.err) == (6, True), refused
+            assert (refused.code, "the right password" in refused.err, "a role" in refused.err) == (6, True, False), (
+                words,
+                refused,
+            )
+        for name in ("USER", "PASSWORD"):
+            monkeypatch.delenv(f"COORDJOURNAL_ETCD_{name}")
+        for words in asks:
+            refused = shell(*words)
+            assert (refused.code, "it wants a user, and none is named" in refused.err) == (6, True), (words, refused)
+            assert "--etcd-user" in refused.err
+
+
+def test_who_may_not_make_the_journal_is_told_who_does(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A holder, before the operator's `init`, has all the roles that it is to have."""
+    with EtcdServer(tmp_path / "guarded") as guarded:
+        prefix = os.environ[PREFIX]
+        guarded.enable_auth({"root": "r", "holder": "h"}, prefix=f"{prefix}holders/")
+        root = guarded.call("auth/authenticate", name="root", password="r")["token"]
+        first, end = (coded(text) for text in (prefix, prefix[:-1] + "0"))
+        permission = {"permType": "READ", "key": first, "range_end": end}
+        guarded.call("auth/role/grant", token=root, name="holder-role", perm=permission)
+        monkeypatch.setenv("COORDJOURNAL_ETCD", guarded.endpoint)
+        monkeypatch.setenv("COORDJOURNAL_ETCD_USER", "holder")
+        monkeypatch.setenv("COORDJOURNAL_ETCD_PASSWORD", "h")
+        for words in (("append", "s", "alias", "a", "b"), ("node",)):
+            refused = shell(*words)
+            assert (refused.code, "run `coordjournal init` first" in refused.err) == (6, True), refused
+            assert "grant the user a role" not in refused.err
+        with monkeypatch.context() as operator:
+            operator.setenv("COORDJOURNAL_ETCD_USER", "root")
+            operator.setenv("COORDJOURNAL_ETCD_PASSWORD", "r")
+            shell.ok("append", "s", "alias", "a", "b")
+        place = Place(guarded, shell.repo, prefix)
+        assert place.keys.holder("s")
+        refused = shell("handoff", "s")
+        assert refused.code in (3, 6), refused
 
 
 def test_tls_with_a_certificate_of_ones_own(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

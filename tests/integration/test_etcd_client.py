@@ -486,6 +486,27 @@ def test_with_tls(coordjournal_etcd_binary: str, connect: Connect, tmp_path: Pat
             connect(f"https://{server.endpoint}").get(Get(b"/k"), timeout=0.5)
 
 
+def test_by_a_name_it_is_told_that_tls_fails_though_nothing_listens_at_its_other_address(
+    coordjournal_etcd_binary: str, connect: Connect, tmp_path: Path
+) -> None:
+    """localhost is ::1 too, where it does not listen."""
+    certificates = pytest.importorskip("coordjournal.testing.certificates")
+    pytest.importorskip("cryptography")
+    authority = certificates.CertificateAuthority(tmp_path / "ours")
+    us, another = authority.client("node"), authority.client("another")
+    stranger = certificates.CertificateAuthority(tmp_path / "theirs").client("node")
+    with EtcdServer(tls=authority.server("etcd", "localhost"), binary=coordjournal_etcd_binary) as server:
+        port = server.endpoint.rpartition(":")[2]
+        for tls, hint in (
+            (Tls(stranger.ca, us.cert, us.key), "authority"),
+            (Tls(us.ca, us.cert, another.key), "certificate and key"),
+            (Tls(us.ca), "client certificate"),
+        ):
+            for _ in range(5):
+                with pytest.raises(Unanswered, match=hint):
+                    connect(f"https://localhost:{port}", tls=tls).get(Get(b"/k"), timeout=0.5)
+
+
 def test_certificates_that_were_replaced_are_read_again(
     coordjournal_etcd_binary: str, connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

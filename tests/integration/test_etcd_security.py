@@ -477,9 +477,9 @@ def test_a_user_by_password(tmp_path: Path, site: Site, coordjournal_etcd_binary
         options = f"--etcd {server.endpoint} --etcd-cacert {ca.ca} --repo {there.repo} --timeout {DEADLINE:g}"
         command = f"unset ${{!COORDJOURNAL_*}}; {sys.executable} -m coordjournal append s alias b page:b {options}"
         assert "s 2" in there.run(f"{command} --etcd-user web --etcd-password-file password").stdout
-        for wrong in ("", "--etcd-user web", "--etcd-user web --etcd-password-file wrong"):
+        for wrong, code in (("", 6), ("--etcd-user web", 2), ("--etcd-user web --etcd-password-file wrong", 6)):
             done = there.run(f"{command} {wrong}", check=False)
-            assert done.returncode in (5, 6), done
+            assert done.returncode == code, done
             assert "Traceback" not in done.stderr
         assert (
             "s 3"

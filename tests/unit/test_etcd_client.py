@@ -30,6 +30,7 @@ from coordjournal.etcd import (
 )
 from coordjournal.etcd import etcd_pb2 as pb
 from coordjournal.etcd.client import EtcdClient, Tls, parse_endpoints
+from coordjournal.etcd.endpoints import Endpoint
 from coordjournal.etcd.failures import _REFUSALS, Failure, error_of
 from coordjournal.etcd.pool import (
     ALARM,
@@ -40,6 +41,7 @@ from coordjournal.etcd.pool import (
     RANGE,
     STATUS,
     TXN,
+    Member,
 )
 from tests.support import CHECKOUT
 from tests.unit.fake_etcd import WAIT_SECONDS, Abort, FakeEtcd, Landed, header
@@ -168,6 +170,8 @@ def test_any_text_is_endpoints_or_a_value_error(text: str) -> None:
         (["h:1"], {"tls": Tls(key="k.pem")}),
         (["http://h:1"], {"tls": Tls()}),
         (["h:1"], {"password": "p"}),
+        (["h:1"], {"username": "u"}),
+        (["h:1"], {"username": "u", "tls": Tls(cert="c.pem", key="k.pem")}),
     ],
 )
 def test_what_does_not_fit_together_is_told_when_a_client_is_made(endpoints: list[str], options: Any) -> None:
@@ -466,6 +470,52 @@ def test_a_transaction_is_sent_as_it_is_meant(fake: FakeEtcd, connect: Callable[
         key=b"g/", range_end=b"g0", limit=2, sort_order="ASCEND", sort_target="CREATE", keys_only=True
     )
     assert request.failure[2].request_range == pb.RangeRequest(key=b"h", count_only=True)
+
+
+# One name, two addresses: gRPC tells of the one that it tried last, by chance.
+
+ENDED = Failure("UNAVAILABLE", "last error: UNAVAILABLE: ipv4:127.0.0.1:5: Unwrap failed (TSI_DATA_CORRUPTED)")
+NOBODY_6 = Failure("UNAVAILABLE", "last error: UNKNOWN: ipv6:%5B::1%5D:5: Failed to connect: Connection refused")
+NOBODY_4 = Failure("UNAVAILABLE", "last error: UNKNOWN: ipv4:127.0.0.1:5: Failed to connect: Connection refused")
+
+
+@pytest.mark.parametrize(
+    ("failures", "told"),
+    [
+        ([ENDED, NOBODY_6], ENDED),
+        ([NOBODY_6, ENDED, NOBODY_6, NOBODY_6], ENDED),
+        ([ENDED, NOBODY_4], NOBODY_4),
+        ([NOBODY_4, NOBODY_6], NOBODY_6),
+        ([ENDED, None, NOBODY_6], NOBODY_6),
+        ([Failure("DEADLINE_EXCEEDED", "Deadline Exceeded"), NOBODY_4], NOBODY_4),
+    ],
+)
+def test_what_is_told_is_what_somebody_there_said(failures: list[Failure | None], told: Failure) -> None:
+    member = Member(Endpoint("localhost:5", tls=True), None)
+    explained = None
+    for failure in failures:
+        if failure is None:
+            member.answered()
+        else:
+            explained = member.explained(failure)
+    assert explained == told
+
+
+@pytest.mark.parametrize(
+    ("place", "failure", "words"),
+    [
+        ("127.0.0.1:5", NOBODY_4, "connection refused; nothing listens there"),
+        ("https://[::1]:5", NOBODY_6, "connection refused; nothing listens there"),
+        ("https://localhost:5", NOBODY_6, "connection refused at [::1]:5"),
+        (
+            "h:5",
+            Failure("UNAVAILABLE", "ipv4:10.0.0.1:5: connection attempt timed out before receiving SETTINGS frame"),
+            "it did not answer in time, as etcd would; it may be something else, or stuck",
+        ),
+    ],
+)
+def test_why_nobody_is_reached_is_told_in_words(place: str, failure: Failure, words: str) -> None:
+    assert str(error_of(failure, place, write=False, seconds=1)) == f"etcd at {place} cannot be reached: {words}"
 
 
 # Who we are.

@@ -374,7 +374,9 @@ def test_compaction_past_a_watch_is_told_and_it_goes_on_from_now(fake: FakeEtcd,
 
 
 @pytest.mark.parametrize("names_the_watch", [True, False])
-def test_a_denied_watch_is_tried_again_until_it_stands(fake: FakeEtcd, connect: Connect, names_the_watch: bool) -> None:
+def test_a_denied_watch_is_tried_again_until_it_stands(
+    fake: FakeEtcd, connect: Connect, names_the_watch: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     """Etcd says so with the watch's id, or with -1 (from 3.4.22 on)."""
     watcher = connect(fake, pace=PACE)
     first, denied, last = (added(watcher, key) for key in (b"/a/", b"/denied/", b"/z/"))
@@ -398,6 +400,9 @@ def test_a_denied_watch_is_tried_again_until_it_stands(fake: FakeEtcd, connect: 
     stream.events(again.watch_id, put(2, "/denied/x"))
     assert denied.next() == [(2, "/denied/x")]
     assert fake.streams.empty()
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "does not let /denied/ be watched: this user may not do that" in warning
+    assert "rpc error" not in warning
 
 
 def test_a_watch_that_stood_and_is_denied_now_is_told(fake: FakeEtcd, connect: Connect) -> None:
