@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import msgspec
 
+from coordjournal import weight
 from coordjournal.groups import Groups, Lead, Tie
 from coordjournal.persistent import PersistentMap
 from coordjournal.pointers import Pointers
-from coordjournal.state import CoordinationState, Overlay
+from coordjournal.state import CoordinationState, Overlay, texts_of
 
 
 class Facts(msgspec.Struct, array_like=True):
@@ -44,16 +45,31 @@ def from_facts(facts: Facts) -> CoordinationState:
     """Return the state that gave `facts`, which it takes over."""
     state = CoordinationState()
     state._seq = facts.seq
+    one = {page: page for page in facts.ranks}.setdefault  # the one text that stands for all that are equal
     state._aliases = Pointers(PersistentMap(facts.aliases))
     state._forks = Pointers(PersistentMap(facts.forks))
     state._groups = Groups(
-        PersistentMap({page: PersistentMap(ties) for page, ties in facts.ties.items()}),
-        PersistentMap({page: group for group, (_, pages) in facts.groups.items() for page in pages}),
-        PersistentMap({group: PersistentMap(dict.fromkeys(pages)) for group, (_, pages) in facts.groups.items()}),
+        PersistentMap(
+            {
+                one(page, page): PersistentMap({one(other, other): tie for other, tie in ties.items()})
+                for page, ties in facts.ties.items()
+            }
+        ),
+        PersistentMap({one(page, page): group for group, (_, pages) in facts.groups.items() for page in pages}),
+        PersistentMap(
+            {
+                group: PersistentMap(dict.fromkeys([one(page, page) for page in pages]))
+                for group, (_, pages) in facts.groups.items()
+            }
+        ),
         PersistentMap({group: lead for group, (lead, _) in facts.groups.items()}),
         PersistentMap(facts.ranks),
         PersistentMap(facts.merged),
         facts.next_group,
+        sum(map(len, facts.ties.values())) // 2,
+        weight.of_texts(facts.ranks.keys()),
     )
     state._overlays = PersistentMap({page: PersistentMap(laid) for page, laid in facts.overlays.items()})
+    laid = [overlay for overlays in facts.overlays.values() for overlay in overlays.values()]
+    state._laid, state._laid_texts = len(laid), sum(map(texts_of, laid))
     return state

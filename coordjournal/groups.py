@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from coordjournal import weight
 from coordjournal.persistent import MapDraft, PersistentMap
 
 Members = PersistentMap[str, None]
@@ -50,6 +51,24 @@ class Groups(NamedTuple):
     ranks: PersistentMap[str, int] = PersistentMap()
     merged: PersistentMap[str, int] = PersistentMap()
     next_group: int = 1
+    tied: int = 0
+    """How many ties there are."""
+    texts: int = 0
+    """About how many bytes the names of all pages take."""
+    again: int = 0
+    """About how many bytes more they take where ties have them as texts of their own."""
+
+    @property
+    def held(self) -> int:
+        """About how many bytes all of it takes."""
+        ties = weight.TIED * len(self.ties) + weight.TIE * self.tied + self.again
+        groups = weight.GROUPED * self.group_of.slots + weight.GROUP * self.members.slots
+        return (
+            weight.scaled(weight.RANK * len(self.ranks) + self.texts, self.ranks)
+            + weight.scaled(ties, self.ties)
+            + groups
+            + weight.MERGED * self.merged.slots
+        )
 
 
 class GroupsDraft:
@@ -63,6 +82,9 @@ class GroupsDraft:
         self._ranks = MapDraft(base.ranks)
         self._merged = MapDraft(base.merged)
         self._next_group = base.next_group
+        self._tied = base.tied
+        self._texts = base.texts
+        self._again = base.again
 
     def freeze(self) -> Groups:
         """Return the next version; the draft must not be used afterwards."""
@@ -74,6 +96,9 @@ class GroupsDraft:
             self._ranks.freeze(),
             self._merged.freeze(),
             self._next_group,
+            self._tied,
+            self._texts,
+            self._again,
         )
 
     def name(self, *pages: str) -> None:
@@ -81,6 +106,7 @@ class GroupsDraft:
         for page in pages:
             if page not in self._ranks:
                 self._ranks[page] = len(self._ranks)
+                self._texts += weight.of_text(page)
 
     def are_one(self, a: str, b: str) -> bool:
         """Whether both pages are in one group, or are one page."""
@@ -88,9 +114,12 @@ class GroupsDraft:
 
     def bind(self, a: str, b: str, seq: int) -> None:
         """Tie `a` and `b` by a binding; one that is there already stays as it was made."""
+        known = [page for page in (a, b) if page in self._ranks]
         self.name(a, b)
         tie = self._tie(a, b)
         if not tie.bound:
+            if not tie.merged:
+                self._note_texts(known)
             self._set_tie(a, b, Tie(seq, tie.merged))
             self._join(a, b)
 
@@ -108,7 +137,9 @@ class GroupsDraft:
 
     def merge(self, sources: tuple[str, ...], into: str, seq: int) -> None:
         """Tie each of `sources` to `into` for good; `into` becomes canonical."""
+        known = [page for page in (*sources, into) if page in self._ranks]
         self.name(*sources, into)
+        self._note_texts(known)
         self._merged[into] = seq
         for source in sources:
             self._set_tie(source, into, Tie(self._tie(source, into).bound, seq))
@@ -119,12 +150,23 @@ class GroupsDraft:
         assert lead is not None
         self._leads[group] = lead._replace(merged=seq, into=into)
 
+    def _note_texts(self, known: list[str]) -> None:
+        """Note names that an event has as texts of its own, though they were known before."""
+        for page in known:
+            self._again += weight.of_text(page)
+
     def _tie(self, a: str, b: str) -> Tie:
         ties = self._ties.get(a)
         tie = ties.get(b) if ties else None
         return tie or Tie(0, 0)
 
     def _set_tie(self, a: str, b: str, tie: Tie) -> None:
+        before = self._tie(a, b)
+        if any(tie) and not any(before):
+            self._tied += 1
+        elif any(before) and not any(tie):
+            self._again -= self._again // self._tied  # whose it was, nobody knows any more
+            self._tied -= 1
         for page, other in ((a, b), (b, a)):
             ties = self._ties.get(page) or PersistentMap()
             ties = ties.with_item(other, tie) if any(tie) else ties.without(other)

@@ -35,6 +35,7 @@ from coordjournal.errors import (
 from coordjournal.etcd.endpoints import Tls
 from coordjournal.events import Event
 from coordjournal.replica import Replica, not_there
+from coordjournal.replicas import DEFAULT_STATE_BYTES, Replicas
 from coordjournal.state import CoordinationState
 from coordjournal.store import Diverged, Store
 from coordjournal.store.files import file_system, is_network
@@ -47,7 +48,6 @@ _LATE_SECONDS: Final = 0.25
 """For so long past its timeout an append may find out whether it was made."""
 
 _CLOSE_SECONDS: Final = 10.0
-_REPLICAS: Final = 128
 _WAIT_SECONDS: Final = 1.0
 
 
@@ -73,6 +73,7 @@ class DecisionLog:
         cache: Callable[[], Path | None] = lambda: None,
         consistency: Consistency = "linearizable",
         read_timeout: float = DEFAULT_TIMEOUT,
+        state_bytes: int = DEFAULT_STATE_BYTES,
         clock: Callable[[], datetime] = _utc_now,
         random: Callable[[int], bytes] = os.urandom,
     ) -> None:
@@ -90,7 +91,7 @@ class DecisionLog:
         self._pid = 0
         self._closed = False
         self._parts: tuple[Store, Authority] | None = None
-        self._replicas: dict[str, Replica] = {}
+        self._replicas = Replicas(self._make_replica, state_bytes)
 
     @classmethod
     def open(
@@ -109,6 +110,7 @@ class DecisionLog:
         cache_dir: str | os.PathLike[str] | None = None,
         consistency: Consistency = "linearizable",
         read_timeout: float = DEFAULT_TIMEOUT,
+        state_bytes: int = DEFAULT_STATE_BYTES,
     ) -> DecisionLog:
         """Return the log in the bare git repository at `path`, which the first append makes.
 
@@ -123,14 +125,17 @@ class DecisionLog:
         host's name in commits. `cache_dir` is a directory on a disk of this host for what is derived and
         disposable; unless given it is in the repository, or nowhere if that is on a network file system.
         `consistency` is what reads hold that do not say, see `head`, and `read_timeout` for how many seconds
-        they wait for etcd. Raises `InvalidEvent` for an
-        argument that is not of its form.
+        they wait for etcd. `state_bytes` is about how much memory the folded states and key indexes of all spaces
+        may take: beyond it those are let go of that were used least lately, and folded again when they are
+        asked for. One that is larger is kept alone. Raises `InvalidEvent` for an argument that is not of its form.
         """
         from coordjournal.store.git import GitStore
 
         where = Path(path).absolute()  # wherever the process goes
         settings = Settings(etcd, tls, username, password, prefix, ttl, role)
         settings.check()
+        if type(state_bytes) is not int or state_bytes < 0:
+            raise InvalidEvent(f"state_bytes: a whole number of bytes from 0 on, not {state_bytes!r}")
         own_cache = None if cache_dir is None else Path(cache_dir).absolute()
 
         def store() -> Store:
@@ -160,6 +165,7 @@ class DecisionLog:
             cache=cache,
             consistency=consistency,
             read_timeout=read_timeout,
+            state_bytes=state_bytes,
         )
 
     def serve(self, spaces: Sequence[str] = ()) -> None:
@@ -175,9 +181,9 @@ class DecisionLog:
         authority.serve(spaces)
 
     @classmethod
-    def in_memory(cls, *, actor: str | None = None) -> DecisionLog:
+    def in_memory(cls, *, actor: str | None = None, state_bytes: int = DEFAULT_STATE_BYTES) -> DecisionLog:
         """Return an empty log in this process's memory, with the same interface and the same judgement."""
-        return cls(MemoryStore, where="memory", actor=actor)
+        return cls(MemoryStore, where="memory", actor=actor, state_bytes=state_bytes)
 
     def append(
         self,
@@ -193,8 +199,9 @@ class DecisionLog:
         """Append one event, or several as one atomic batch, and return the receipt when it is durable.
 
         `key` makes a retry safe: the same key never appends twice (made up if not given). `expect` is
-        the seq that the head must have. `timeout` is in seconds, None for ever; the answer
-        comes a quarter of a second after it at the latest. `at` is when it was decided, `YYYY-MM-DDTHH:MM:SS.ffffffZ`, now if not given.
+        the seq that the head must have. `timeout` is in seconds, None for ever; the answer comes a quarter
+        of a second after it at the latest. `at` is when it was decided, `YYYY-MM-DDTHH:MM:SS.ffffffZ`, now
+        if not given.
 
         Raises a `Rejected` or `Conflict` if the journal refuses it, `Unavailable` if it certainly was
         not appended, `Undecided` if that is not known (try the same key again), `OperatorNeeded`.
@@ -352,7 +359,7 @@ class DecisionLog:
         the log cannot be folded on.
         """
         head = self.head(space, consistency=consistency, after=after, timeout=timeout)
-        replica = self._replica(space)
+        replica = self._replicas(space)
         if upto is not None:
             _check_upto(space, upto, head)
             if upto != head.seq:
@@ -381,10 +388,7 @@ class DecisionLog:
             return
         store, authority = parts
         authority.close(timeout)
-        with self._lock:
-            replicas, self._replicas = list(self._replicas.values()), {}
-        for replica in replicas:
-            replica.close()
+        self._replicas.close()
         store.close()
 
     def __enter__(self) -> Self:
@@ -414,27 +418,17 @@ class DecisionLog:
                     raise Closed("the log was closed; open another one")
                 if self._parts is None:
                     store = self._make_store()
-                    self._parts = store, self._make_authority(store, self._replica)
+                    self._parts = store, self._make_authority(store, self._replicas)
                 parts = self._parts
         return parts
 
-    def _replica(self, space: str) -> Replica:
-        with self._lock:
-            replica = self._replicas.pop(space, None)
-            if replica is None:
-                assert self._parts is not None
-                replica = Replica(space, self._parts[0], self._space_cache(space))
-                while len(self._replicas) >= _REPLICAS:  # dicts keep their order: the least recently used one
-                    self._replicas.pop(next(iter(self._replicas)))
-            self._replicas[space] = replica
-            return replica
-
-    def _space_cache(self, space: str) -> SpaceCache:
+    def _make_replica(self, space: str, weigh: Callable[[Replica], None]) -> Replica:
+        assert self._parts is not None
         root = self._cache_root()
-        return SpaceCache(None if root is None else root / space)
+        return Replica(space, self._parts[0], SpaceCache(None if root is None else root / space), weigh)
 
     def _cache(self, space: str) -> SpaceCache:
-        return self._replica(space).cache
+        return self._replicas(space).cache
 
 
 def _because(future: Future[Receipt]) -> str:

@@ -16,6 +16,8 @@ K = TypeVar("K")
 V = TypeVar("V")
 D = TypeVar("D")
 
+_MOSTLY_GONE: Final = 3  # places for each item that is left: as many changes have paid for a merge of all layers
+
 
 class _Gone:
     """The mark of a removed key in a layer that lies over another one."""
@@ -66,6 +68,11 @@ class PersistentMap(Mapping[K, V]):
     def __iter__(self) -> Iterator[K]:
         return iter(self.as_dict())
 
+    @property
+    def slots(self) -> int:
+        """How many places its layers have: those of its items, of what these lie over, of what is gone."""
+        return sum(map(len, self._layers))
+
     def as_dict(self) -> dict[K, V]:
         """Return the whole map as one dict, which must not be changed; this version keeps it."""
         layers = self._layers
@@ -96,6 +103,10 @@ class PersistentMap(Mapping[K, V]):
         while layers and 2 * len(top) > len(layers[0]):
             top = layers[0] | top
             layers = layers[1:]
+        if holed and len(top) + sum(map(len, layers)) > _MOSTLY_GONE * size:
+            while layers:  # else all that was removed would be kept by the layers below
+                top = layers[0] | top
+                layers = layers[1:]
         if holed and not layers:
             top, holed = _without_gone(top), False
         version: PersistentMap[K, V] = PersistentMap()

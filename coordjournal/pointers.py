@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
+from coordjournal import weight
 from coordjournal.persistent import MapDraft, PersistentMap
 
 _SHORT_WAY: Final = 64  # names; walking them costs less than knowing what leads where
@@ -14,13 +15,31 @@ _SHORT_WAY: Final = 64  # names; walking them costs less than knowing what leads
 class Pointers:
     """One version of such a map: name → (where it leads, the seq that made it so)."""
 
-    __slots__ = ("counted", "facts")
+    __slots__ = ("_texts", "counted", "facts")
 
     def __init__(
-        self, facts: PersistentMap[str, tuple[str, int]], inbound: PersistentMap[str, int] | None = None
+        self,
+        facts: PersistentMap[str, tuple[str, int]],
+        inbound: PersistentMap[str, int] | None = None,
+        texts: int | None = None,
     ) -> None:
         self.facts = facts
         self.counted = inbound  # how many names lead directly to a name, None if that was not needed yet
+        self._texts = texts
+
+    @property
+    def texts(self) -> int:
+        """About how many bytes the names take, and what they lead to; `texts` of what was loaded is counted here."""
+        if self._texts is None:
+            facts = self.facts.as_dict()
+            self._texts = weight.of_texts(facts.keys()) + weight.of_texts([fact[0] for fact in facts.values()])
+        return self._texts
+
+    @property
+    def held(self) -> int:
+        """About how many bytes all of it takes."""
+        counts = 0 if self.counted is None else weight.COUNT * self.counted.slots
+        return weight.scaled(weight.POINTER * len(self.facts) + self.texts, self.facts) + counts
 
     def follow(self, name: str) -> Iterator[str]:
         """Yield `name` and every name on its way, the last one leading nowhere."""
@@ -40,11 +59,12 @@ class Pointers:
 class PointersDraft:
     """The changes towards the next version of `Pointers`."""
 
-    __slots__ = ("_facts", "_inbound")
+    __slots__ = ("_facts", "_inbound", "_texts")
 
     def __init__(self, base: Pointers) -> None:
         self._facts = MapDraft(base.facts)
         self._inbound = MapDraft(base.counted) if base.counted is not None else None
+        self._texts = base.texts
 
     def get(self, name: str) -> str | None:
         """Return where `name` leads, None if nowhere."""
@@ -74,6 +94,8 @@ class PointersDraft:
     def set(self, name: str, target: str, seq: int) -> None:
         """Lead `name` to `target` from now on; a circle must have been ruled out."""
         before = self._facts.put(name, (target, seq))
+        self._texts += weight.of_text(target)
+        self._texts += weight.of_text(name) if before is None else -weight.of_text(before[0])
         if self._inbound is not None:
             if before is not None:
                 self._count(before[0], -1)
@@ -84,18 +106,20 @@ class PointersDraft:
         before = self.get(name)
         assert before is not None, name
         del self._facts[name]
+        self._texts -= weight.of_text(name) + weight.of_text(before)
         self._count(before, -1)
 
     def freeze(self) -> Pointers:
         """Return the next version; the draft must not be used afterwards."""
-        return Pointers(self._facts.freeze(), None if self._inbound is None else self._inbound.freeze())
+        inbound = None if self._inbound is None else self._inbound.freeze()
+        return Pointers(self._facts.freeze(), inbound, max(0, self._texts))
 
     def _counts(self) -> MapDraft[str, int]:
         """Return how many names lead directly to a name: counted when first asked for, kept from then on."""
         if self._inbound is None:
             facts = self._facts.freeze()
             self._facts = MapDraft(facts)
-            self._inbound = MapDraft(Pointers(facts).inbound())
+            self._inbound = MapDraft(Pointers(facts, texts=0).inbound())
         return self._inbound
 
     def _count(self, target: str, change: int) -> None:

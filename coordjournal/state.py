@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
+from coordjournal import weight
 from coordjournal.entry import Entry, StoredEntry
 from coordjournal.errors import AliasCycle, Corrupt, NotForkable, NothingToRetract, Rejected
 from coordjournal.events import (
@@ -72,7 +73,7 @@ _Laid = PersistentMap[str, Overlay]
 class CoordinationState:
     """What is true after the entry `seq`. Immutable, equal by content, safe in many threads."""
 
-    __slots__ = ("_aliases", "_forks", "_groups", "_overlays", "_seq")
+    __slots__ = ("_aliases", "_forks", "_groups", "_laid", "_laid_texts", "_overlays", "_seq")
 
     def __init__(self) -> None:
         """Make the state in which nothing was decided."""
@@ -81,6 +82,8 @@ class CoordinationState:
         self._forks = Pointers(PersistentMap())
         self._groups = Groups()
         self._overlays: PersistentMap[str, _Laid] = PersistentMap()
+        self._laid = 0  # overlays
+        self._laid_texts = 0  # bytes that these take, about
 
     @property
     def seq(self) -> int:
@@ -142,6 +145,13 @@ class CoordinationState:
             case _:
                 return 0
 
+    @property
+    def held(self) -> int:
+        """About how many bytes of memory it takes, if it shares them with no other state; costs no walk."""
+        laid = weight.LAID_ON * len(self._overlays) + weight.LAID * self._laid + self._laid_texts
+        forks = self._forks.held - self._forks.texts // 2  # pages that the groups' ranks name too
+        return weight.STATE + self._aliases.held + forks + self._groups.held + weight.scaled(laid, self._overlays)
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, CoordinationState):
             return NotImplemented
@@ -177,6 +187,11 @@ def _shown(name: str) -> str:
     return repr(short(name))
 
 
+def texts_of(overlay: Overlay) -> int:
+    """Return about how many bytes the texts of an overlay take."""
+    return sum(map(weight.of_text, (overlay.page, overlay.overlay, overlay.media_type, overlay.body)))
+
+
 def _made_by(pointers: Pointers, name: str, target: str) -> int:
     fact = pointers.facts.get(name)
     return fact[1] if fact is not None and fact[0] == target else 0
@@ -195,6 +210,8 @@ class StateDraft:
         self._drafted_forks: PointersDraft | None = None
         self._drafted_groups: GroupsDraft | None = None
         self._drafted_overlays: MapDraft[str, _Laid] | None = None
+        self._laid = base._laid
+        self._laid_texts = base._laid_texts
 
     def decide(self, event: Event) -> None:
         """Apply `event` as the next entry.
@@ -223,6 +240,7 @@ class StateDraft:
         state._forks = self._drafted_forks.freeze() if self._drafted_forks is not None else base._forks
         state._groups = self._drafted_groups.freeze() if self._drafted_groups is not None else base._groups
         state._overlays = self._drafted_overlays.freeze() if self._drafted_overlays is not None else base._overlays
+        state._laid, state._laid_texts = self._laid, self._laid_texts
         return state
 
     @property
@@ -286,17 +304,26 @@ class StateDraft:
         laid = self._overlays.get(event.page) or _NO_OVERLAYS
         overlay = Overlay(event.page, event.overlay, event.media_type, event.body, seq)
         self._groups.name(event.page)
+        self._take_off(laid.get(event.overlay))
+        self._laid += 1
+        self._laid_texts += texts_of(overlay)
         self._overlays[event.page] = laid.with_item(event.overlay, overlay)
 
     def _overlay_removed(self, event: OverlayRemoved, _seq: int) -> None:
         laid = self._overlays.get(event.page) or _NO_OVERLAYS
         if event.overlay not in laid:
             raise NothingToRetract(f"no overlay {_shown(event.overlay)} lies on {_shown(event.page)}")
+        self._take_off(laid[event.overlay])
         laid = laid.without(event.overlay)
         if laid:
             self._overlays[event.page] = laid
         else:
             del self._overlays[event.page]
+
+    def _take_off(self, overlay: Overlay | None) -> None:
+        if overlay is not None:
+            self._laid -= 1
+            self._laid_texts -= texts_of(overlay)
 
 
 _DECIDE: dict[type, Callable[[StateDraft, Any, int], None]] = {

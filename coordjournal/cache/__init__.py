@@ -19,6 +19,16 @@ class SpaceCache:
     """What is kept of one space, in `directory`; in memory only, and little, where that is None."""
 
     def __init__(self, directory: Path | None) -> None:
+        self._directory = directory
         self.states = StateCache(directory)
         self.entries = EntryCache(directory)
         self.keys = KeyIndex(directory, self.entries)
+
+    @property
+    def held(self) -> int:
+        """About how many bytes of memory it takes; for each open file it counts far more, since those are few."""
+        return self.entries.held + self.keys.held
+
+    def anew(self) -> SpaceCache:
+        """Return another one of the same directory, which holds nothing yet."""
+        return SpaceCache(self._directory)

@@ -19,6 +19,7 @@ _BLOCK_ENTRIES: Final = 4096
 _BLOCK_BYTES: Final = 4 << 20
 _MIN_ENTRIES: Final = 512  # what the store reads in some 5 ms is not worth a file
 _NEAR: Final = 256  # nor is it worth a look into the directory
+_WAITING: Final = 42  # bytes that a list and a `bytes` take beside what is in it
 
 _encode = msgspec.msgpack.Encoder().encode
 _DECODER = msgspec.msgpack.Decoder(list[Entry])
@@ -56,6 +57,12 @@ class EntryCache:
                     return  # read from the store already
                 self._newest = block = _Block(self._directory, appended)
                 block.add(appended)
+
+    @property
+    def held(self) -> int:
+        """About how many bytes of memory what waits takes."""
+        block = self._newest
+        return 0 if block is None else block.held
 
     def flush(self) -> None:
         """Write what waits into a block, if it is enough to be worth one."""
@@ -142,6 +149,11 @@ class _Block:
     def worth(self) -> tuple[int, bool]:
         """How new it is, and whether it certainly follows another block."""
         return self.end.seq, self._follows
+
+    @property
+    def held(self) -> int:
+        """About how many bytes of memory it takes."""
+        return self._bytes + _WAITING * len(self._waiting)
 
     def goes_on(self, appended: Appended) -> bool:
         """Whether `appended` comes next."""

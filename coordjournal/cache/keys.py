@@ -27,6 +27,8 @@ _RECORD: Final = 32
 _RECORDS: Final = 127  # in a block
 _BLOCK: Final = 4096
 _RECENT: Final = 4096  # keys held in memory before they become a run
+_RECENT_KEY: Final = 180  # bytes: a place in a dict, a hash, a commit
+_FILE: Final = 1 << 20  # bytes that an open file counts as: a process may have 1,024 or so
 
 
 class _Damaged(Exception):
@@ -66,6 +68,11 @@ class KeyIndex:
         if appended.parent == self._end.commit and appended.first == self._end.seq + 1:
             self._recent[_hashed(appended.key)] = appended.commit
             self._end = appended.head
+
+    @property
+    def held(self) -> int:
+        """About how many bytes of memory it takes, and `_FILE` more for each file that it has open."""
+        return _RECENT_KEY * len(self._recent) + _FILE * len(self._runs or ())
 
     def settle(self) -> None:
         """Turn the recent keys into a run, if they are many."""

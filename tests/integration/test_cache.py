@@ -763,8 +763,7 @@ def test_a_merge_that_the_disk_does_not_take_is_left_for_later(small: Truth, mon
 
 def test_spaces_that_rest_keep_no_files_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_small(monkeypatch)
-    monkeypatch.setattr("coordjournal.log._REPLICAS", 3)
-    with cj.DecisionLog.open(tmp_path / "wiki.git") as log:
+    with cj.DecisionLog.open(tmp_path / "wiki.git", state_bytes=5 << 20) as log:
         for turn in range(2):
             for number in range(12):
                 done = [log.submit(f"space-{number}", alias(n), key=f"{turn}-{n}") for n in range(20)]

@@ -246,12 +246,11 @@ def has_index(cache: Path) -> bool:
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="descriptors are counted by way of /proc")
 def test_an_index_of_keys_that_is_no_longer_used_keeps_no_file_open(
-    quick_path: Path, monkeypatch: pytest.MonkeyPatch
+    quick_path: Path,
 ) -> None:
     """More spaces than a process remembers take turns; each has a key index on disk."""
-    monkeypatch.setattr("coordjournal.log._REPLICAS", 1)
     repo = quick_path / "wiki.git"
-    with cj.DecisionLog.open(repo, actor=ACTOR) as log:
+    with cj.DecisionLog.open(repo, actor=ACTOR, state_bytes=1) as log:
         for space in ("s", "t"):
             futures = [log.submit(space, alias(number)) for number in range(4200)]
             assert futures[-1].result(60).seq == 4200

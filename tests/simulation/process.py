@@ -19,6 +19,7 @@ from coordjournal.entry import Append, Receipt
 from coordjournal.errors import CoordJournalError
 from coordjournal.log import DecisionLog
 from coordjournal.replica import Replica
+from coordjournal.replicas import DEFAULT_STATE_BYTES, Replicas
 from coordjournal.store import Store
 from coordjournal.testing.histories.events import Ended
 from coordjournal.testing.histories.recording import Recorder
@@ -127,7 +128,7 @@ class Process:
         parts._make_store, parts._make_authority = self.make_store, self.make_authority
         parts._lock = SimulatedLock(self.scheduler)
         parts._clock = lambda: _EPOCH + timedelta(seconds=self.scheduler.now)
-        parts._replica = self.replica
+        parts._replicas = Replicas(self.replica, DEFAULT_STATE_BYTES)
         self.log._open()
         assert self.authority is not None
         self.authority.watch()
@@ -164,12 +165,9 @@ class Process:
         self.authority = SimulatedAuthority(node, self)
         return self.authority
 
-    def replica(self, space: str) -> Replica:
-        found = self.log._replicas.get(space)
-        if found is None:
-            store, _ = self.log._open()
-            found = self.log._replicas[space] = SimulatedReplica(space, store, self.scheduler)
-        return found
+    def replica(self, space: str, _weigh: Callable[[Replica], None]) -> Replica:
+        store, _ = self.log._open()
+        return SimulatedReplica(space, store, self.scheduler)
 
     def spawn(self, what: str, target: Callable[[], object]) -> threads.Node:
         self.threads = [thread for thread in self.threads if not thread.done]
@@ -213,10 +211,7 @@ def make_log() -> DecisionLog:
 
 def forked(prototype: DecisionLog) -> DecisionLog:
     """Return what a forked child has of a log."""
-    child = copy.copy(prototype)
-    parts: Any = child
-    parts._replicas = {}
-    return child
+    return copy.copy(prototype)
 
 
 def entropy(number: int, count: int) -> bytes:

@@ -12,7 +12,7 @@ from tests.support import CHECKOUT
 
 PACKAGE = CHECKOUT / "coordjournal"
 
-OPERATORS = ["maintenance", "keyspace", "premises", "heads", "adoption", "recovery", "overview", "doctor"]
+OPERATORS = ["maintenance", "keyspace", "inspection", "premises", "heads", "adoption", "recovery", "overview", "doctor"]
 
 # Lowest first; a module may import from lower layers, and from its own.
 LAYERS = [
@@ -20,12 +20,14 @@ LAYERS = [
     ["events"],
     ["entry"],
     ["persistent"],
+    ["weight"],
     ["pointers", "groups"],
     ["state"],
     ["facts"],
     ["store", "retry", "etcd"],
     ["cache"],
     ["replica"],
+    ["replicas"],
     ["commit"],
     ["authority"],
     ["log"],
