@@ -97,7 +97,7 @@ OMISSIONS = (
     Omission("which tenure", _publish_without(KEYS.holders, "create_revision"), ("fencing", "exactly once"), AGAIN),
     Omission("the head", _publish_without(KEYS.heads, "value", "version"), ("chain", "exactly once"), LOSSY),
     Omission("the intents", _publish_without(KEYS.intents, "mod_revision"), ("exactly once", "drain"), FULL),
-    Omission("the session of a put", _put_without(KEYS.nodes), ("exactly once", "refusals"), LATE),
+    Omission("the session of a put", _put_without(KEYS.nodes), ("exactly once", "refusals", "real time"), LATE),
     Omission("the absence of what is put", _put_without(KEYS.intents), ("exactly once", "refusals", "drain"), LATE),
     Omission("the revision withdrawn from", _withdraw_without_its_revision, ("exactly once", "drain"), FULL),
     Omission("the locks of an adoption", _adopt_without_locks, ("branch", "durability"), ADOPTED),
