@@ -1,7 +1,8 @@
 """The authority that etcd elects: one holder a space, everybody else forwards to it.
 
-This module drives: a thread a space that has something to do, one that keeps the session alive and looks
-after the rest, and the watch's. The protocol's steps are in `member`, `tenure` and `forwarding`.
+This module drives: a few threads for the spaces that have something to do (`workers`), one that keeps the
+session alive and looks after the rest, and the watch's. The protocol's steps are in `member`, `tenure` and
+`forwarding`.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Final
 
 from coordjournal.authority import Consistency
 from coordjournal.authority.member import IDLE_SECONDS, Member
 from coordjournal.authority.node import Node
+from coordjournal.authority.rescan import Rescan
 from coordjournal.authority.wire import decode_head, range_of, session_of
+from coordjournal.authority.workers import Workers
 from coordjournal.entry import Append, Head, Receipt
 from coordjournal.errors import (
     Closed,
@@ -28,12 +32,14 @@ from coordjournal.errors import (
     HeadMissing,
     MissingObjects,
     NotFound,
+    Unavailable,
 )
-from coordjournal.etcd import Change, EtcdError, Get, Watcher
+from coordjournal.etcd import Change, EtcdError, Watcher
 
-_THREAD_SECONDS: Final = 2.0  # a space's thread ends when it had nothing to do for so long
 _RESCAN_SECONDS: Final = 5.0
-_MAX_RESCAN: Final = 10_000  # keys; what is beyond has its turn when these are gone
+_MAX_MEMBERS: Final = 4096  # spaces in hand; others' appends to more wait until some are done with
+_CROWDED_SECONDS: Final = 1.0  # a space that was not used for so long gives way then
+_REMEMBERED_SECONDS: Final = 600.0  # a space's late receipts are
 _WATCH_HEADS_SECONDS: Final = 60.0  # after the last call of `wait`
 _BALANCE_SECONDS: Final = 10.0
 
@@ -55,7 +61,11 @@ class EtcdAuthority:
         self._lock = threading.Lock()
         self._closed = False
         self._threads = threads
-        self._drivers: dict[str, _Driver] = {}
+        self._pins: dict[str, int] = {}  # who is at work with a member, which therefore stays
+        self._next_intent = 1  # above those of all members that were dropped
+        self._workers = Workers(self._step)
+        self._stuck: dict[Member, bool] = {}  # whether its space has been let go
+        self._rescanner = Rescan(node)
         self._keeper: threading.Thread | None = None
         self._pid = 0  # of the process whose session it is
         self._stop = threading.Event()
@@ -113,7 +123,9 @@ class EtcdAuthority:
             branch = Head()
         if branch.seq > head.seq:
             # It may have grown just now. But it never is ahead of etcd, so one that is ahead of a later look says more.
-            head, found = node.published(space, max(0.0, deadline - node.clock()))
+            if node.clock() >= deadline:
+                raise Unavailable(f"etcd does not tell the head of space {space} in time")
+            head, found = node.published(space, deadline - node.clock())
             if branch.seq > head.seq:
                 node.identify()
                 raise _fallen_behind(space, branch, head if found else None)
@@ -131,7 +143,8 @@ class EtcdAuthority:
         return head
 
     def submit(self, space: str, append: Append) -> Future[Receipt]:
-        future = self.member(space).submit(append)
+        with self._pinned(space) as member:
+            future = member.submit(append)
         future.add_done_callback(lambda done: self._acknowledged(space, done))
         return future
 
@@ -161,6 +174,13 @@ class EtcdAuthority:
             members = list(self.members.values())
         if not first:
             return
+        try:
+            self._end(members, deadline)
+        finally:
+            self._end_session(deadline)
+
+    def _end(self, members: Sequence[Member], deadline: float) -> None:
+        """Answer all callers, and end the threads."""
         for member in members:
             member.close_intake()
         for member in members:
@@ -168,15 +188,16 @@ class EtcdAuthority:
                 member.abandon()
         self._stop.set()
         with self._lock:
-            drivers, waited = list(self._drivers.values()), list(self._head_watches.values())
+            waited = list(self._head_watches.values())
         for watch in waited:
             watch.tell(None)
-        for driver in drivers:
-            driver.stop(max(0.1, deadline - time.monotonic()))
+        self._workers.stop(max(0.1, deadline - time.monotonic()))
         if self._keeper is not None:
             self._keeper.join(max(0.1, deadline - time.monotonic()))
         if self._watcher is not None:
             self._watcher.close()
+
+    def _end_session(self, deadline: float) -> None:
         rest = min(2.0, max(0.2, deadline - time.monotonic()))
         if self.node.lock.acquire(timeout=rest):  # else etcd does not answer whoever has it
             try:
@@ -190,32 +211,61 @@ class EtcdAuthority:
         self.node.identify()
         self.node.ensure_session()
         for space in spaces:
-            member = self.member(space)
-            member.keep = True
-            member.need()
+            with self._pinned(space) as member:
+                member.keep = True
+                member.need()
         self._start()
 
     def member(self, space: str) -> Member:
-        """Return this process's part in a space."""
+        """Return this process's part in a space; it is forgotten when it is not used for a while."""
+        with self._pinned(space) as member:
+            return member
+
+    @contextmanager
+    def _pinned(self, space: str) -> Iterator[Member]:
+        """Return this process's part in a space, which is not forgotten meanwhile."""
+        self._start()
         with self._lock:
             if self._closed:
                 raise Closed("the log was closed; open another one")
             member = self.members.get(space)
             if member is None:
-                member = self.members[space] = Member(self.node, space, self._kick)
-        self._start()
-        return member
+                member = self.members[space] = self._made(space)
+            self._pins[space] = self._pins.get(space, 0) + 1
+        try:
+            yield member
+        finally:
+            with self._lock:
+                others = self._pins.pop(space) - 1
+                if others:
+                    self._pins[space] = others
+
+    def _made(self, space: str) -> Member:
+        return Member(self.node, space, self._kick, first_intent=self._next_intent)
+
+    def _drop(self, member: Member) -> None:
+        """Forget a member, unless something has come up."""
+        with self._lock:
+            if member.spare and not (member.space in self._pins or member.space in self._intent_watches):
+                del self.members[member.space]
+                self._next_intent = max(self._next_intent, member.next_intent)
 
     def _start(self) -> None:
+        """Begin to watch and to keep the session. Raises `Unavailable` if the system has no thread for it."""
         if not self._threads:
             return
         with self._lock:
-            if self._keeper is None and not self._closed:
-                self._keeper = threading.Thread(target=self._keep, name="coordjournal-keeper", daemon=True)
-                self.watch()
-                self._keeper.start()
-                self._pid = os.getpid()
-                atexit.register(self._at_exit)
+            if self._keeper is not None or self._closed:
+                return
+            keeper = threading.Thread(target=self._keep, name="coordjournal-keeper", daemon=True)
+            try:
+                if self._watcher is None:
+                    self.watch()
+                keeper.start()
+            except (RuntimeError, MemoryError) as error:
+                raise Unavailable(f"no thread can be begun: {error}") from error
+            self._keeper, self._pid = keeper, os.getpid()
+            atexit.register(self._at_exit)
 
     def _at_exit(self) -> None:
         """Let go in order where a program ends without closing its log: others need not wait for the TTL."""
@@ -227,13 +277,13 @@ class EtcdAuthority:
             logger.exception("the session cannot be closed at the program's end")
 
     def _kick(self, member: Member) -> None:
-        if not self._threads:
-            return
-        with self._lock:
-            driver = self._drivers.get(member.space)
-            if driver is None:
-                driver = self._drivers[member.space] = _Driver(member, self._stepped)
-        driver.kick()
+        if self._threads:
+            self._workers.kick(member)
+
+    def _step(self, member: Member) -> float | None:
+        delay = member.step()
+        self._stepped(member)
+        return delay
 
     def _stepped(self, member: Member) -> None:
         """Watch the intents of a space while it is held."""
@@ -242,7 +292,10 @@ class EtcdAuthority:
             return
         if held:
             first, end = range_of(self.node.keys.intents_of(member.space))
-            self._intent_watches[member.space] = self._watcher.add(first, end, lambda _: member.hint_intents())
+            try:
+                self._intent_watches[member.space] = self._watcher.add(first, end, lambda _: member.hint_intents())
+            except EtcdError:
+                logger.info("space %s: its intents are not watched, the log is being closed", member.space)
         else:
             self._watcher.remove(self._intent_watches.pop(member.space))
 
@@ -251,12 +304,12 @@ class EtcdAuthority:
     def watch(self) -> None:
         """Begin to watch who holds what, and for outcomes."""
         keys, watcher = self.node.keys, self.node.etcd.watcher()
-        self._watcher = watcher
         watcher.add(*range_of(keys.holders), self._told_holders)
         watcher.add(*range_of(keys.successors), self._told_successors)
         watcher.add(*range_of(keys.outcomes_of(self.node.id)), self._told_outcomes)
         if self.node.role == "holder":
             watcher.add(*range_of(keys.intents), self._told_intents)
+        self._watcher = watcher
 
     def _told_holders(self, changes: Sequence[Change] | None) -> None:
         if changes is None:
@@ -275,9 +328,10 @@ class EtcdAuthority:
             if deleted or space is None:
                 continue
             session = session_of(kv.value)
-            mine = session == self.node.id and not self._closed
-            asked = self.member(space) if mine else self.members.get(space)
-            if asked is not None:
+            if session == self.node.id and not self._closed:
+                with self._pinned(space) as member:
+                    member.hint_successor(session)
+            elif (asked := self.members.get(space)) is not None:
                 asked.hint_successor(session)
 
     def _told_outcomes(self, changes: Sequence[Change] | None) -> None:
@@ -293,17 +347,27 @@ class EtcdAuthority:
             return
         keys = self.node.keys
         for space in {keys.space_of(keys.intents, kv.key) for kv, deleted in changes if not deleted}:
-            self._waiting_in(space)
+            if space is not None:  # else the next rescan sweeps it
+                self._waiting_in(space)
 
-    def _waiting_in(self, space: str | None) -> None:
-        """Note that intents may wait in a space: for its holder, or for one who would be."""
-        if space is None:
-            return
+    def _waiting_in(self, space: str) -> bool:
+        """Note that intents may wait in a space: for its holder, or for one who would be.
+
+        False if this process looks after so many that one more has to wait.
+        """
         member = self.members.get(space)
         if member is not None and member.tenure is not None:
             member.hint_intents()
         elif self.node.role == "holder" and not self._closed:
-            (member or self.member(space)).need()
+            if member is None and self._crowded:
+                return False
+            with self._pinned(space) as needed:
+                needed.need()
+        return True
+
+    @property
+    def _crowded(self) -> bool:
+        return len(self.members) >= _MAX_MEMBERS
 
     # The keeper: what is due from time to time.
 
@@ -321,6 +385,8 @@ class EtcdAuthority:
             if self.node.session.created and now >= self._rescan_at:
                 self._rescan_at = now + _RESCAN_SECONDS
                 self._rescan()
+        except Closed:
+            pass
         except EtcdError as error:
             logger.info("etcd does not answer the keeper: %s", error)
         except CoordJournalError as error:
@@ -328,6 +394,7 @@ class EtcdAuthority:
         except Exception:
             logger.exception("the keeper's round failed; it goes on")
         self._look_after(now)
+        self._workers.mind()
         return min(1.0, self.node.session.ttl / 6)
 
     def _renew(self) -> None:
@@ -339,45 +406,67 @@ class EtcdAuthority:
 
     def _rescan(self) -> None:
         """Find what no watch told: intents that wait, holders' keys of ours that we do not serve, a session's loss."""
-        keys = self.node.keys
         self.node.doubt_session()
         if not self.node.session.created:
             logger.warning("the key of session %s is gone, as after a recovery; it is put anew", self.node.id)
             self.node.ensure_session()
-        intents, holders = self.node.get(
-            Get(*range_of(keys.intents), limit=_MAX_RESCAN, only="keys"),
-            Get(*range_of(keys.holders), limit=_MAX_RESCAN),
-        )
         mine = self.node.id.encode()
-        held = {keys.space_of(keys.holders, kv.key): kv.value for kv in holders.kvs}
-        for space in {keys.space_of(keys.intents, kv.key) for kv in intents.kvs}:
-            if space is not None and held.get(space, mine) == mine:
-                self._waiting_in(space)
+        held = self._rescanner.held()
         for space, holder in held.items():
-            if space is not None and holder == mine:
-                ours = self.member(space)
-                if ours.tenure is None and ours.idle:
-                    ours.need()
+            if holder == mine:
+                with self._pinned(space) as ours:
+                    if ours.tenure is None and ours.idle:
+                        ours.need()
+        serves = self.node.role == "holder" or mine in held.values()
+        for spaces in self._rescanner.waiting(held, sweep=serves):
+            for space in spaces:
+                if held.get(space, mine) == mine and not self._waiting_in(space):
+                    self._rescanner.stop_at(space)
+                    return
+        if not self._rescanner.whole:
+            self._rescan_at = 0.0
 
     def _look_after(self, now: float) -> None:
         balance = now >= self._balance_at
         if balance:
             self._balance_at = now + _BALANCE_SECONDS
         for member in list(self.members.values()):
-            if not member.holds:
-                continue
-            since = member.busy_since
-            if since is not None and now - since > 2 * self.node.session.ttl:
-                logger.error("space %s: no progress for %.0f s; it is let go", member.space, now - since)
-                try:
-                    member.revoke()
-                except EtcdError as error:
-                    logger.warning("space %s cannot be let go: %s", member.space, error)
-            elif member.unused_for > IDLE_SECONDS and not member.keep:
-                self._kick(member)
-            elif balance and not member.keep and self.node.role != "holder" and (busiest := member.busiest()):
-                member.hint_successor(busiest)
+            if member.holds:
+                self._look_after_held(member, now, balance=balance)
+            else:
+                self._stuck.pop(member, None)
+                kept = _REMEMBERED_SECONDS if member.remembers else IDLE_SECONDS
+                if member.spare and member.unused_for > (_CROWDED_SECONDS if self._crowded else kept):
+                    self._drop(member)
         self._forget_heads()
+
+    def _look_after_held(self, member: Member, now: float, *, balance: bool) -> None:
+        since = member.busy_since
+        seconds = max(0.0 if since is None else now - since, self._workers.waits(member))
+        if seconds > 2 * self.node.session.ttl:
+            self._let_go(member, seconds)
+            return
+        self._stuck.pop(member, None)
+        if member.keep:
+            return
+        if member.unused_for > IDLE_SECONDS:
+            self._kick(member)
+        elif self._crowded and member.idle and member.unused_for > _CROWDED_SECONDS:
+            member.hint_successor("")
+        elif balance and self.node.role != "holder" and (busiest := member.busiest()):
+            member.hint_successor(busiest)
+
+    def _let_go(self, member: Member, seconds: float) -> None:
+        """Let go of a space whose worker is stuck; once that is done, there is nothing more to do."""
+        if member not in self._stuck:
+            logger.error("space %s: no progress for %.0f s; it is let go", member.space, seconds)
+            self._stuck[member] = False
+        if not self._stuck[member]:
+            try:
+                member.revoke()
+                self._stuck[member] = True
+            except EtcdError as error:
+                logger.warning("space %s cannot be let go: %s", member.space, error)
 
     def _forget_heads(self) -> None:
         with self._lock:
@@ -385,49 +474,6 @@ class EtcdAuthority:
                 if time.monotonic() - watch.used > _WATCH_HEADS_SECONDS and self._watcher is not None:
                     self._watcher.remove(watch.number)
                     del self._head_watches[space]
-
-
-class _Driver:
-    """The thread that takes a member's steps; it ends when there was nothing to do for a while."""
-
-    def __init__(self, member: Member, stepped: Callable[[Member], None]) -> None:
-        self._member = member
-        self._stepped = stepped
-        self._work = threading.Condition()
-        self._kicked = False
-        self._stopped = False
-        self._thread: threading.Thread | None = None
-
-    def kick(self) -> None:
-        with self._work:
-            self._kicked = True
-            if self._thread is None and not self._stopped:
-                name = f"coordjournal-{self._member.space}"
-                self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-                self._thread.start()
-            else:
-                self._work.notify()
-
-    def stop(self, seconds: float) -> None:
-        with self._work:
-            self._stopped = True
-            self._work.notify()
-            thread = self._thread
-        if thread is not None:
-            thread.join(seconds)
-
-    def _run(self) -> None:
-        while True:
-            with self._work:
-                self._kicked = False
-            delay = self._member.step()
-            self._stepped(self._member)
-            with self._work:
-                if not (self._kicked or self._stopped or delay == 0.0):
-                    self._work.wait(_THREAD_SECONDS if delay is None else delay)
-                if self._stopped or (delay is None and not self._kicked):
-                    self._thread = None
-                    return
 
 
 class _HeadWatch:

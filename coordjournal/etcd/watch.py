@@ -135,13 +135,14 @@ class StreamWatcher:
         with self._lock:
             if self._closed.is_set():
                 raise Unanswered("this watcher of etcd is closed")
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="coordjournal-watch", daemon=True)
+                thread.start()
+                self._thread = thread
             number = next(self._numbers)
             self._watches[number] = watch
             if self._stream is not None:
                 self._stream.create(watch, next(self._wires))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="coordjournal-watch", daemon=True)
-                self._thread.start()
         return number
 
     def remove(self, number: int) -> None:

@@ -52,7 +52,8 @@ class SimulatedAuthority(EtcdAuthority):
     def __init__(self, node: Node, process: Process) -> None:
         super().__init__(node, threads=False)
         self.process = process
-        self.kicked: set[str] = set()
+        self.kicked: set[Member] = set()
+        self.made: dict[str, int] = {}
         self.stop = SimulatedEvent(process.scheduler)
         parts: Any = self
         parts._stop = self.stop
@@ -64,38 +65,48 @@ class SimulatedAuthority(EtcdAuthority):
         parts._condition = SimulatedCondition(self.process.scheduler)
         return future
 
-    def member(self, space: str) -> Member:
-        known = space in self.members
-        member = super().member(space)
-        if not known:
-            parts: Any = member
-            parts._lock = SimulatedCondition(self.process.scheduler)
-            revoke = member.revoke
+    def _made(self, space: str) -> Member:
+        member = super()._made(space)
+        parts: Any = member
+        parts._lock = SimulatedCondition(self.process.scheduler)
+        revoke = member.revoke
 
-            def let_go() -> None:
-                self.process.world.schedule.note(f"{self.process.name} lets go of {space}: no progress")
-                revoke()
+        def let_go() -> None:
+            self.process.world.schedule.note(f"{self.process.name} lets go of {space}: no progress")
+            revoke()
 
-            parts.revoke = let_go
-            self.process.spawn(f"works on {space}", lambda: self.work(member))
+        parts.revoke = let_go
+        self.made[space] = self.made.get(space, 0) + 1
+        which = f" again, {self.made[space]}" if self.made[space] > 1 else ""
+        self.process.spawn(f"works on {space}{which}", lambda: self.work(member))
         return member
 
     def _kick(self, member: Member) -> None:
-        self.kicked.add(member.space)
+        self.kicked.add(member)
 
     def work(self, member: Member) -> None:
-        """Take a member's steps, as its thread does."""
-        scheduler, space = self.process.scheduler, member.space
+        """Take a member's steps, as a thread does."""
+        scheduler = self.process.scheduler
         while not self.stop.is_set():
             scheduler.yield_point("step")
-            self.kicked.discard(space)
+            self.kicked.discard(member)
             delay = member.step()
             if self.stop.is_set():
                 return
             self._stepped(member)
-            if space not in self.kicked and delay != 0.0:
+            if member not in self.kicked and delay != 0.0:
                 until = threads.NEVER if delay is None else scheduler.now + delay
-                scheduler.sleep_until(lambda: space in self.kicked or self.stop.is_set(), until, "nothing is due")
+                scheduler.sleep_until(lambda: self.calls(member), until, "nothing is due")
+            if self.dropped(member):
+                return
+
+    def dropped(self, member: Member) -> bool:
+        """Whether a member was forgotten."""
+        return self.members.get(member.space) is not member
+
+    def calls(self, member: Member) -> bool:
+        """Whether the thread of a member is to look up."""
+        return member in self.kicked or self.stop.is_set() or self.dropped(member)
 
     def keep(self) -> None:
         """Look after the session, as the keeper's thread does."""
