@@ -6,11 +6,12 @@ import re
 import shlex
 from collections import Counter
 from functools import cache, partial
+from importlib import import_module
+from typing import Any
 
 import pytest
 
 from coordjournal.testing.histories import Era, Fault
-from scripts import simulate as script
 from tests.simulation.judging import Violated, judge, simulate
 from tests.simulation.kinds import CALM, KINDS, Kind
 from tests.simulation.schedule import Schedule, ScheduleFailed, explore
@@ -145,6 +146,7 @@ def test_the_script_prints_the_command_that_shows_a_failure_again(
 ) -> None:
     from coordjournal.authority.tenure import Tenure
 
+    script: Any = import_module("scripts.simulate")
     monkeypatch.setattr(Tenure, "guards", lambda tenure, intents: [])
     monkeypatch.setattr(script, "explore", partial(explore, tries=0))
     assert script.main(["--schedules", "100", "--kind", "late"]) == 1
