@@ -295,6 +295,7 @@ class Inspection:
         if not self._has(space, Head(item.seq, item.commit, item.term)):
             return False
         try:
+            self._store.identity(space, Head(item.seq, item.commit, item.term))  # it is of this very space
             told = self._store.load(space, item.commit)
         except Corrupt:
             return False

@@ -86,6 +86,7 @@ class GitStore:
         self._heads: dict[str, Head] = {}
         self._noted: set[str] = set()  # spaces whose branch is noted
         self._tips: dict[str, tuple[int, list[Head]]] = {}  # where the branches that are gone may have been
+        self._abouts: dict[str, bytes] = {}  # the space.json by which a log was seen to be the space's
         self._checked: set[str] = set()  # spaces whose space.json is this format's and names them
         self._spines: dict[str, tuple[str, tree.Spine]] = {}
         self._journal = ""  # the one that was claimed
@@ -284,7 +285,14 @@ class GitStore:
             self._read_about(space, root)
             self._checked.add(space)
 
-    def _read_about(self, space: str, root: str) -> SpaceAbout:
+    def _check_log(self, space: str, root: bytes) -> None:
+        """See that the log which ends with the tree `root` is this space's: a head in etcd may be another one's."""
+        about = self.repository.use(lambda handle: tree.child(tree_reader(handle)(root), tree.BLOB, b"space.json"))
+        if about is None or self._abouts.get(space) != about:
+            self._read_about(space, root.hex(), "the head of")
+            self._abouts[space] = about or b""
+
+    def _read_about(self, space: str, root: str, what: str = "the branch") -> SpaceAbout:
         raw = self.repository.use(lambda handle: about_of(handle, bytes.fromhex(root)))
         try:
             about = msgspec.json.decode(raw, type=SpaceAbout)
@@ -297,7 +305,7 @@ class GitStore:
                 "run a newer version of coordjournal",
             )
         if about.name != space:
-            raise Corrupt(f"the branch {space} holds the log of space {about.name}", str(self.repository.path))
+            raise Corrupt(f"{what} {space} holds the log of space {about.name}", str(self.repository.path))
         return about
 
     def _info(self, commit: str) -> message.CommitInfo:
@@ -306,8 +314,10 @@ class GitStore:
             raise Corrupt("the branch does not point to a commit", f"object {commit}")
         return message.parse(raw, commit)
 
-    def read(self, space: str, head: Head, after: int = 0, base: str | None = None) -> Iterator[Appended]:  # noqa: ARG002  # git's commits are known by id alone
+    def read(self, space: str, head: Head, after: int = 0, base: str | None = None) -> Iterator[Appended]:
         trail = self.repository.use(lambda handle: walk_back(handle, head, after))
+        if trail.tree:
+            self._check_log(space, trail.tree)
         if base is not None and (trail.start, trail.start_seq) != (base, after):
             raise Diverged
         return self._stream(trail)
