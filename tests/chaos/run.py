@@ -113,6 +113,7 @@ class Chaos:
         self._ongoing: list[tuple[float, Ongoing]] = []
         self._counts: Counter[str] = Counter()
         self._healed: list[float] = []
+        self._probing: set[str] = set()  # workers that have yet to say that they have appended to every space
         self._problems: list[str] = []
         self._reached = False  # whether a worker came to a place at which something was to happen
         self._owed = [begin for name in settings.first for begin in faults.KINDS if begin.__name__ == name]
@@ -296,7 +297,7 @@ class Chaos:
                 slot.stopped = True
             self._note(Ongoing(kind, slot.name, seconds, slot.resume, slot))
         elif "probed" in answer:
-            self._probed = time.monotonic()
+            self._probing.discard(slot.name)
 
     def _calm(self) -> None:
         """End all faults, and see how long it takes until appends succeed."""
@@ -311,11 +312,15 @@ class Chaos:
         self._probe()
 
     def _probe(self) -> None:
-        healed, self._probed = time.monotonic(), 0.0
+        """Have every worker append to every space, and note how long the slowest one took."""
+        healed = time.monotonic()
         self._write(Healed(healed, BOUND_SECONDS, self.settings.spaces))
-        self.random.choice(self._slots).tell(do="probe", until=healed + BOUND_SECONDS)
-        if self._wait(lambda: self._probed, BOUND_SECONDS + 10.0):
-            self._healed.append(round(self._probed - healed, 2))
+        asked = [slot for slot in self._slots if slot.ready and not slot.doomed]
+        self._probing = {slot.name for slot in asked}
+        for slot in asked:
+            slot.tell(do="probe", until=healed + BOUND_SECONDS)
+        if self._wait(lambda: not self._probing.intersection(s.name for s in asked if s.ready), BOUND_SECONDS + 10.0):
+            self._healed.append(round(time.monotonic() - healed, 2))
 
     def _wait(self, condition: Callable[[], object], seconds: float) -> bool:
         deadline = time.monotonic() + seconds

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
-from coordjournal.testing.histories import BranchSeen, Event, Revision
+from coordjournal.testing.histories import BranchSeen, Event, Fault, Revision
 
 _ANSWER_SECONDS: Final = 2.0
 _SILENCE_SECONDS: Final = 3.0  # a watch that says nothing for so long is asked for again, elsewhere
@@ -160,6 +160,8 @@ class BranchWatch(threading.Thread):
         self._gateway = gateway
         self._write = write
         self._over = threading.Event()
+        self._locks: dict[str, tuple[int, int] | None] = {}
+        self._stuck: set[str] = set()
 
     def run(self) -> None:
         while not self._over.wait(_SAMPLE_SECONDS):
@@ -172,6 +174,21 @@ class BranchWatch(threading.Thread):
             for space, commit in shown.items():
                 seq = None if published is None else _seq(published.get(f"heads/{space}"))
                 self._write(BranchSeen(at, space, commit, seq))
+            for space in self._spaces:
+                self._look_for_lock(space)
+
+    def _look_for_lock(self, space: str) -> None:
+        """Note while a lock keeps a branch where it is: one that is there at two looks."""
+        try:
+            found = (self._repository / "refs" / "heads" / f"{space}.lock").stat()
+            lock = (found.st_ino, found.st_mtime_ns)
+        except FileNotFoundError:
+            lock = None
+        stays = lock is not None and lock == self._locks.get(space)
+        if stays != (space in self._stuck):
+            (self._stuck.add if stays else self._stuck.remove)(space)
+            self._write(Fault(time.monotonic(), "branch", phase="begin" if stays else "end"))
+        self._locks[space] = lock
 
     def close(self) -> None:
         """See no more."""

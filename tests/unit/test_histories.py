@@ -1128,7 +1128,7 @@ def test_a_fork_is_one_though_its_head_bears_a_mark_if_no_operator_put_it() -> N
 
 
 def test_a_history_that_nobody_examined_proves_nothing_of_what_is_stored() -> None:
-    events = [event for event in begun().over() if not isinstance(event, Examined)]
+    events: list[Event] = [event for event in begun().over() if not isinstance(event, Examined)]
     assert broken(events) == {"storage"}
 
 

@@ -6,18 +6,30 @@ processes write one file each (`EventFile`), and `read_events` makes one history
 returns what is wrong, each finding under the name of its rule.
 
 ==============  ========================================================================================
-`chain`         each published head descends from the one before; seqs are contiguous
-`fencing`       each publish was its holder's, on the head of that moment; terms never fall
-`durability`    each acknowledged append is in the log, where its receipt says
-`exactly once`  acknowledged: one append; failed: none; unknown: none or one; outcomes and log agree
+`chain`         each published head descends from the one before; seqs are contiguous; the log ends at the last
+`fencing`       each publish was its holder's, in that holder's term, on the head of that moment; along the log
+                terms never fall; nobody's key is overwritten
+`durability`    each acknowledged append is in the log, where its receipt says, and was published by then
+`exactly once`  acknowledged: that very append, once; failed: none; unknown: none or one; each outcome in etcd
+                answers its intent, and says what the log has
 `real time`     what was appended before another was asked for is before it; so are one caller's calls
-`refusals`      each is right at some head between call and return; nothing is accepted that does not fit
-`reads`         each is a prefix, as new as its consistency promises
-`branch`        it shows what is published, never goes back, is never ahead of etcd
+`refusals`      each is right at some head between call and return, those in outcomes where they were published;
+                nothing is accepted that does not fit
+`reads`         each is a prefix that was published by then, as new as its consistency promises
+`branch`        it shows heads that were published by then, and appends that were forwarded; it never goes back,
+                is never ahead of etcd, and holds what was acknowledged
 `drain`         no intent waits after quiet, each had one outcome, every caller was told something
-`storage`       git and `verify` find nothing wrong; the state that was read is the fold of the log
-`liveness`      an append succeeds within the stated bound after all is healed
+`storage`       somebody has examined it all and found nothing wrong; the state that was read is the fold of the
+                log; nobody who met no damage was told of any
+`liveness`      an append succeeds within the stated bound after all is healed, in each space, and for each
+                process that asks for one and is left in peace
 ==============  ========================================================================================
+
+What excuses something must be on record, at that time and for that process (`Fault`, `Era`); each rule says
+what does. "By then" is checked where the history tells: of revisions that are `exact`, else of what was
+`Sent`. An operator's head, and intents without an outcome, need an operator at work; where etcd was set back,
+its readers need not see what it has forgotten, a failure of that moment says less, and what it published and the
+branch never showed may be lost.
 
 The judgement of single appends and the fold are the journal's own (`coordjournal.state`), which has tests of
 its own against a naive one; nothing else is.
