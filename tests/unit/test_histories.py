@@ -376,6 +376,30 @@ def test_a_forwarder_moves_the_branch_to_its_own_append_within_a_group() -> None
     assert check(story.over()) == []
 
 
+def test_whoever_finds_its_key_in_the_log_moves_the_branch_there_though_nobody_waits_for_it() -> None:
+    story = begun()
+    one, two = story.ask("one"), story.ask("two")
+    again = story.ask("one", "q")
+    story.publish(one, two)
+    story.tell(again, cj.Undecided(""))
+    story.see_branch(2)
+    story.acknowledge(one)
+    story.acknowledge(two)
+    assert check(story.over()) == []
+
+
+def test_a_refusal_that_etcd_has_forgotten_is_another_one_after_what_its_caller_asked_for_next() -> None:
+    """A schedule found it: the first one did not fit, and fitted when it was judged again."""
+    story = begun()
+    first, second = story.ask("first"), story.ask("second")
+    story.publish(second)
+    story.set_back([event for event in story.events if isinstance(event, Revision)])
+    story.acknowledge(second)
+    story.publish(first)
+    story.acknowledge(first)
+    assert check(story.over()) == []
+
+
 def test_an_operator_sweeps_intents_and_a_full_etcd_lets_its_session_take_one_back() -> None:
     story = begun()
     story.harm("operator", phase="begin")

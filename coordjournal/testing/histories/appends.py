@@ -130,7 +130,10 @@ class Span(NamedTuple):
 
 
 def real_time(history: History) -> Iterator[Finding]:
-    """See that what was over before another was asked for comes before it; so do one caller's appends."""
+    """See that what was over before another was asked for comes before it; so do one caller's appends.
+
+    Not so what a caller asked for while etcd was set back: it may have forgotten that it was refused.
+    """
     for space in history.spaces:
         items = [items[0] for items in space.log.by_key.values() if len(items) == 1]
         items.sort(key=lambda item: item.first)
@@ -153,7 +156,7 @@ def _by_caller(space: Space, items: Sequence[Logged]) -> dict[str, list[Span]]:
     for item in items:
         candidates = space.candidates(item.key)
         callers = {attempt.asked.caller for attempt in candidates}
-        if len(callers) == 1:
+        if len(callers) == 1 and not any(attempt.set_back for attempt in candidates):
             places = [order[attempt.asked.caller][attempt.asked.op] for attempt in candidates]
             found[callers.pop()].append(Span(item, min(places), max(places)))
     return found

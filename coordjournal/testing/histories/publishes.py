@@ -250,7 +250,7 @@ class _Branch:
         """What some process may have got a receipt for that forwarded it, or found it in the log."""
         found = {item.commit for item in forwarded(self._history, self._space.name)}
         for attempt in self._space.attempts:
-            if attempt.told is None:
+            if attempt.told is None or attempt.told.outcome == "unknown":  # and looked up nevertheless
                 found |= {item.commit for item in self._log.by_key.get(attempt.key, ())}
             elif (receipt := attempt.told.receipt) is not None and receipt.via == "forwarded":
                 found.add(receipt.commit)
