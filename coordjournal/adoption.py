@@ -25,7 +25,7 @@ from coordjournal.errors import (
 from coordjournal.etcd import KeyValue
 from coordjournal.heads import Case, Heads, known
 from coordjournal.keyspace import Keyspace
-from coordjournal.premises import GitPremises, Premises, store_of
+from coordjournal.premises import GitPremises, Premises, store_of, writing
 from coordjournal.store import EMBEDDED, ETCD, Store
 from coordjournal.store.repository import Owner
 
@@ -61,6 +61,7 @@ def adopt(
     to = to or (ETCD if named and not etcd_is_gone else EMBEDDED)
     owner = here.owner()
     with ExitStack() as stack:
+        stack.enter_context(writing(path))
         if to == ETCD:
             if settings is None or not named:
                 raise InvalidEvent("to which etcd? name it with --etcd")

@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, cast, get_args
 
 from coordjournal.authority import Authority, Consistency, Serving
 from coordjournal.authority.embedded import EmbeddedAuthority
 from coordjournal.authority.lane import AppendFuture
 from coordjournal.authority.node import Node
-from coordjournal.authority.settings import DEFAULT_PREFIX, DEFAULT_TTL, Settings
+from coordjournal.authority.settings import DEFAULT_PREFIX, DEFAULT_TTL, Settings, variable
 from coordjournal.authority.spool import Spool
 from coordjournal.authority.wire import Role
 from coordjournal.cache import SpaceCache
@@ -168,6 +168,30 @@ class DecisionLog:
             state_bytes=state_bytes,
         )
 
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> DecisionLog:
+        """Return the log that the command line's variables name, all of which docs/cli.md has.
+
+        For a program that is configured as the command line is: pass `os.environ`. Raises `InvalidEvent` for
+        one that is not of its form or names a file that cannot be read, and if `COORDJOURNAL_REPO` is not there.
+        """
+        given = {
+            name: environment.get(variable(name)) or None for name in ("repo", "actor", "cache_dir", "consistency")
+        }
+        if given["repo"] is None:
+            raise InvalidEvent("which repository? name it in COORDJOURNAL_REPO")
+        if (consistency := given["consistency"] or "linearizable") not in get_args(Consistency):
+            raise InvalidEvent(
+                f"{variable('consistency')}: one of {', '.join(get_args(Consistency))}, not {consistency!r}"
+            )
+        return cls.open(
+            given["repo"],
+            actor=given["actor"],
+            cache_dir=given["cache_dir"],
+            consistency=cast(Consistency, consistency),
+            **Settings.from_environment(environment)._asdict(),
+        )
+
     def serve(self, spaces: Sequence[str] = ()) -> None:
         """Begin to hold `spaces`, and with the role `holder` all others that nobody else holds; until `close`.
 
@@ -298,7 +322,7 @@ class DecisionLog:
         return self._open()[1].age(space)
 
     def spaces(self) -> list[str]:
-        """Return the names of all spaces in which something was decided, sorted."""
+        """Return the names of all spaces in which something was decided, sorted. `NotFound` without a repository."""
         store, _ = self._open()
         return store.spaces()
 

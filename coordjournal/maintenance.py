@@ -15,6 +15,7 @@ from coordjournal.cache import SpaceCache
 from coordjournal.errors import NotFound, Unavailable
 from coordjournal.inspection import Inspection
 from coordjournal.keyspace import Keyspace
+from coordjournal.premises import writing
 from coordjournal.replica import Replica
 from coordjournal.store import EMBEDDED, ETCD, compaction
 from coordjournal.store.compaction import Compacted
@@ -107,9 +108,10 @@ def _inspection(store: GitStore, settings: Settings, stack: ExitStack) -> Inspec
 def compact(path: str | os.PathLike[str]) -> Compacted:
     """Make one pack of all; may run while others append. Raises `NotFound`, `Unavailable`, `Corrupt`.
 
-    Raises `ForeignRepository` for a mirror clone, which is plain git's to pack.
+    Raises `ForeignRepository` for a mirror clone, which is plain git's to pack, and `OperatorNeeded` where it
+    may not be written.
     """
-    with closing(_store(path)) as store:
+    with writing(path), closing(_store(path)) as store:
         if store.repository.owner() is None:
             store.claim(EMBEDDED)  # says what it is
         return compaction.compact(store.repository)

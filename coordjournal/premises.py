@@ -5,26 +5,29 @@ A simulated repository stands behind it too, so that both are tried between any 
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import pygit2
 
 from coordjournal.entry import Head
-from coordjournal.errors import ForeignRepository, Unavailable, WrongAuthority
+from coordjournal.errors import ForeignRepository, OperatorNeeded, Unavailable, WrongAuthority
 from coordjournal.store import Store, compaction
 from coordjournal.store.files import file_system, is_network, is_sharable, locked, sync, sync_directory
 from coordjournal.store.git import GitStore
 from coordjournal.store.orphans import Orphans
 from coordjournal.store.repository import Owner, Repository, write_owner
 from coordjournal.verification import verify_space
+
+_FORBIDDEN: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
 
 class Premises(Protocol):
@@ -152,6 +155,22 @@ class GitPremises:
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Raise `OperatorNeeded` where the repository at `path` may not be written: to try again does not mend that."""
+    try:
+        yield
+    except (Unavailable, OSError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(cause, OSError) or cause.errno not in _FORBIDDEN:
+            raise
+        raise OperatorNeeded(
+            f"the repository cannot be written: {cause.strerror}: {cause.filename}",
+            os.fspath(path),
+            "mount it so that it can be, or run this as its owner",
+        ) from error
 
 
 def store_of(path: str | os.PathLike[str]) -> GitStore:

@@ -25,7 +25,7 @@ from coordjournal.errors import (
 from coordjournal.etcd import KeyValue
 from coordjournal.heads import Case, Heads, known
 from coordjournal.keyspace import Keyspace
-from coordjournal.premises import GitPremises, Premises, store_of
+from coordjournal.premises import GitPremises, Premises, store_of, writing
 from coordjournal.store import ETCD
 from coordjournal.store.repository import Owner
 
@@ -66,7 +66,7 @@ def recover(
         check_space(space)
     if not settings.etcd:
         raise InvalidEvent("which etcd? name it with --etcd")
-    with ExitStack() as stack:
+    with writing(path), ExitStack() as stack:
         here, etcd = GitPremises(store_of(path)), Keyspace.connected(settings, stack)
         return recover_heads(here, etcd, space, to=to, accept_loss=accept_loss, dry_run=dry_run)
 

@@ -10,7 +10,15 @@
 
 The etcd is, in this order: the one at `COORDJOURNAL_TEST_ETCD` (`host:port,…`, without TLS), a process of
 the `etcd` on the PATH, a container by testcontainers. Where there is none of them the tests that ask for it
-are skipped, and told why; with `COORDJOURNAL_REQUIRE_ETCD=1` they fail.
+are skipped, and told why; with `COORDJOURNAL_REQUIRE_ETCD=1` they fail. They fail too where
+`COORDJOURNAL_TEST_ETCD` is set and no etcd answers there.
+
+All tests of a session share one etcd, and a repository belongs to the prefix that it was made under. So a second
+log on the same repository is opened under the test's own prefix; without it, it is a `ForeignRepository`:
+
+    def test_two_processes(coordjournal_log, coordjournal_etcd, coordjournal_prefix, tmp_path):
+        etcd = coordjournal_etcd.endpoints
+        other = DecisionLog.open(tmp_path / "wiki.git", etcd=etcd, prefix=coordjournal_prefix)
 """
 
 from __future__ import annotations
@@ -88,18 +96,21 @@ def coordjournal_prefix(coordjournal_etcd: EtcdAtHand) -> Iterator[str]:
 
 @pytest.fixture
 def coordjournal_log(coordjournal_etcd: EtcdAtHand, coordjournal_prefix: str, tmp_path: Path) -> Iterator[DecisionLog]:
-    """Give an open log in `tmp_path / "wiki.git"`, whose authority is the etcd."""
+    """Give an open log in `tmp_path / "wiki.git"`, whose authority is the etcd; no space is in it yet."""
+    from coordjournal.authority.settings import Settings
     from coordjournal.log import DecisionLog
+    from coordjournal.maintenance import init
 
     endpoints, prefix = coordjournal_etcd.endpoints, coordjournal_prefix
+    init(tmp_path / "wiki.git", Settings(endpoints, prefix=prefix))  # so that it can be read before the first append
     with DecisionLog.open(tmp_path / "wiki.git", etcd=endpoints, prefix=prefix) as log:
         yield log
 
 
 def _find(tmp_path_factory: pytest.TempPathFactory, stack: ExitStack) -> EtcdAtHand:
     if endpoints := os.environ.get(ENDPOINTS):
-        if reason := _deaf(endpoints):
-            _give_up(f"{ENDPOINTS} is {endpoints}: {reason}")
+        if reason := _deaf(endpoints):  # who names one wants the tests to run
+            pytest.fail(f"there is no etcd to test with: {ENDPOINTS} is {endpoints}: {reason}", pytrace=False)
         return EtcdAtHand(endpoints, f"{ENDPOINTS}={endpoints}", lasting=True)
     reasons = []
     for attempt in (_process, _container):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import logging
 import os
 from collections.abc import Iterable
 from http import HTTPStatus
@@ -24,14 +25,11 @@ import coordjournal as cj
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
 
-LOG: Final = cj.DecisionLog.open(
-    os.environ["COORDJOURNAL_REPO"],
-    etcd=os.environ.get("COORDJOURNAL_ETCD", ""),
-    ttl=int(os.environ.get("COORDJOURNAL_TTL", "10")),
-)
+LOG: Final = cj.DecisionLog.from_environment(os.environ)  # the variables that docs/cli.md names: TLS, user, role, …
 atexit.register(LOG.close)  # a worker that is told to end finishes what it took on, and hands over
 
-_SECONDS: Final = 10.0
+# Whoever held the space may be killed: it is free again when its TTL is over, and then there is the append to make.
+_SECONDS: Final = float(os.environ.get("COORDJOURNAL_TTL") or 10) + 5.0
 _STATUS: Final[dict[type[Exception], HTTPStatus]] = {
     cj.Conflict: HTTPStatus.CONFLICT,
     cj.NotFound: HTTPStatus.NOT_FOUND,
@@ -39,7 +37,12 @@ _STATUS: Final[dict[type[Exception], HTTPStatus]] = {
     cj.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,  # certainly not appended
     cj.Undecided: HTTPStatus.GATEWAY_TIMEOUT,  # the same Idempotency-Key may be sent again
     ValueError: HTTPStatus.BAD_REQUEST,
+    RecursionError: HTTPStatus.BAD_REQUEST,  # JSON that is nested too deeply
 }
+_FOR_CLIENTS: Final = (cj.Conflict, cj.Rejected, ValueError)
+"""What is wrong with the request; in the text of other errors are paths and hosts, which are for the operator."""
+
+logger = logging.getLogger(__name__)
 
 
 def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -52,12 +55,23 @@ def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[byt
         else:
             state = LOG.state(space)  # linearizable: whichever worker appended it, it is there
             status, answer = HTTPStatus.OK, {"seq": state.seq, "aliases": dict(state.aliases)}
-    except (cj.CoordJournalError, ValueError) as error:
-        known = (found for kind, found in _STATUS.items() if isinstance(error, kind))
-        status, answer = next(known, HTTPStatus.INTERNAL_SERVER_ERROR), {"error": str(error)}
+    except (cj.CoordJournalError, ValueError, RecursionError) as error:
+        status, answer = _failed(error)
     headers = [("Content-Type", "application/json"), ("X-Worker", str(os.getpid()))]
     start_response(f"{status.value} {status.phrase}", headers)
     return [json.dumps(answer).encode()]
+
+
+def _failed(error: Exception) -> tuple[HTTPStatus, dict[str, Any]]:
+    status = next((found for kind, found in _STATUS.items() if isinstance(error, kind)), None)
+    if isinstance(error, _FOR_CLIENTS):
+        return status or HTTPStatus.INTERNAL_SERVER_ERROR, {"error": str(error)}
+    if status is None:  # OperatorNeeded, say: no retry mends it
+        logger.error("%s: %s", type(error).__name__, error)
+    else:
+        logger.info("%s: %s", type(error).__name__, error)
+    status = status or HTTPStatus.INTERNAL_SERVER_ERROR
+    return status, {"error": status.description}
 
 
 def _append(space: str, body: bytes, key: str | None) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from pathlib import Path
 
@@ -631,3 +633,24 @@ def test_every_error_has_an_exit_code() -> None:
         "HeadMissing": 6,
         "MissingObjects": 6,
     }
+
+
+@pytest.mark.parametrize("words", [("compact",), ("adopt",)])
+def test_a_repository_that_may_not_be_written_is_for_an_operator(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    """As on a read-only mount, where the first lock is already too much."""
+    shell.ok("append", "s", "alias", "a", "b")
+    if words == ("adopt",):
+        git(shell.directory, "clone", "--quiet", "--mirror", str(shell.repo), "mirror.git")
+        monkeypatch.setenv("COORDJOURNAL_REPO", str(shell.directory / "mirror.git"))
+
+    def refuse(path: Path) -> int:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr("coordjournal.store.files.open_lock", refuse)
+    refused = shell(*words)
+    assert refused.code == 6, refused
+    assert "the repository cannot be written: Read-only file system: " in refused.err
+    assert os.environ["COORDJOURNAL_REPO"] in refused.err
+    assert "mount it so that it can be" in refused.err

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -24,6 +25,7 @@ import pytest
 import coordjournal as cj
 from coordjournal.authority.settings import Settings
 from coordjournal.overview import status
+from coordjournal.testing.certificates import CertificateAuthority
 from coordjournal.testing.etcd import EtcdServer
 from tests.support import CHECKOUT
 
@@ -69,7 +71,8 @@ class Server:
         """Make one request, over a connection of its own, so that any worker may get it."""
         with closing(http.client.HTTPConnection("127.0.0.1", self._port, timeout=SECONDS)) as connection:
             headers = {"Idempotency-Key": key} if key else {}
-            connection.request(method, f"/{space}", None if body is None else json.dumps(body), headers)
+            sent = body if isinstance(body, bytes) or body is None else json.dumps(body)
+            connection.request(method, f"/{space}", sent, headers)
             response = connection.getresponse()
             return Answer(response.status, int(response.headers["X-Worker"]), json.loads(response.read()))
 
@@ -114,8 +117,8 @@ def command_of(example: str) -> list[str]:
 
 
 @contextmanager
-def started(command: list[str], tmp_path: Path, etcd: str) -> Iterator[Server]:
-    """Run a web server with two workers."""
+def started(command: list[str], tmp_path: Path, etcd: str, **variables: str) -> Iterator[Server]:
+    """Run a web server with two workers; `variables` are set besides."""
     program, *rest = command
     if importlib.util.find_spec(program) is None:
         pytest.skip(f"{program} is not installed")
@@ -126,6 +129,7 @@ def started(command: list[str], tmp_path: Path, etcd: str) -> Iterator[Server]:
         "COORDJOURNAL_REPO": str(tmp_path / "wiki.git"),
         "COORDJOURNAL_ETCD": etcd,
         "COORDJOURNAL_TTL": str(TTL),
+        **variables,
         "PYTHONPATH": str(CHECKOUT),
         "HOME": str(tmp_path),  # where gunicorn puts a socket of its own
         "PYTHONUNBUFFERED": "1",
@@ -178,6 +182,8 @@ def test_workers_append_and_read_what_others_appended_and_outlive_one(
     settings = Settings(etcd)
     with started(command, tmp_path, etcd) as server, ThreadPoolExecutor(4) as clients:
         assert server.ask("POST", {"alias": "x"}).status == 400
+        assert server.ask("POST", b"[" * 100_000).status == 400
+        assert server.ask("POST", b"\xff").status == 400
         assert server.ask("POST", {"alias": "x", "target": "x"}).status == 422
         assert server.ask("GET", space="No").status == 422
 
@@ -214,6 +220,52 @@ def test_workers_append_and_read_what_others_appended_and_outlive_one(
         assert found == {answer.body["key"]: answer.body["seq"] for answer in answers}
         own = [[found[f"key-{number}-{turn}"] for turn in range(8)] for number in range(4)]
         assert all(seqs == sorted(seqs) for seqs in own)
+
+
+@pytest.mark.parametrize("command", [COMMANDS["gunicorn"], COMMANDS["uvicorn"]], ids=["gunicorn", "uvicorn"])
+def test_what_is_for_an_operator_is_logged_and_not_sent(command: list[str], tmp_path: Path, etcd: str) -> None:
+    with started(command, tmp_path, etcd) as server:
+        with cj.DecisionLog.open(tmp_path / "wiki.git") as another:
+            another.append(SPACE, cj.AliasSet("Home", "a:Start"))  # embedded: not for those under etcd
+        answer = server.ask("POST", {"alias": "x", "target": "y"})
+        assert (answer.status, answer.body) == (500, {"error": HTTPStatus.INTERNAL_SERVER_ERROR.description})
+        said = server.said()
+        assert "WrongAuthority: appends go through the authority 'embedded' here" in said
+        assert "Traceback" not in said
+        (tmp_path / "wiki.git").rename(tmp_path / "elsewhere.git")
+        answer = server.ask("GET", space="other")
+        assert (answer.status, answer.body) == (404, {"error": HTTPStatus.NOT_FOUND.description})
+
+
+@pytest.mark.parametrize("command", [COMMANDS["gunicorn"], COMMANDS["uvicorn"]], ids=["gunicorn", "uvicorn"])
+def test_the_examples_run_on_an_etcd_with_tls_under_a_prefix_in_a_role(
+    command: list[str], tmp_path: Path, coordjournal_etcd_binary: str
+) -> None:
+    authority = CertificateAuthority(tmp_path / "authority")
+    tls = authority.server("etcd", "127.0.0.1")
+    with EtcdServer(tmp_path / "etcd", tls=tls, binary=coordjournal_etcd_binary) as guarded:
+        me = authority.client("web")
+        files = {"ETCD_CACERT": me.ca, "ETCD_CERT": me.cert, "ETCD_KEY": me.key}
+        others = {"PREFIX": "/web/", "ROLE": "client", "ACTOR": "web"}
+        variables = {f"COORDJOURNAL_{name}": str(value) for name, value in (files | others).items()}
+        holder = cj.DecisionLog.open(
+            tmp_path / "wiki.git", etcd=guarded.endpoint, tls=cj.Tls(*me), prefix="/web/", role="holder", ttl=TTL
+        )
+        with started(command, tmp_path, guarded.endpoint, **variables) as server, holder:
+            holder.serve()
+            assert server.append("x").body["via"] == "forwarded"
+            assert server.ask("GET").body["aliases"] == {"x": "page:x"}
+
+
+@pytest.mark.parametrize("example", ["prefork", "asgi"])
+def test_a_request_waits_for_longer_than_a_failover_takes(example: str) -> None:
+    code = f"import {example}; print({example}._SECONDS)"
+    for ttl, seconds in (("", 10), ("30", 30)):
+        environment = {"COORDJOURNAL_REPO": "wiki.git", "COORDJOURNAL_TTL": ttl, "PYTHONPATH": f"{EXAMPLES}:{CHECKOUT}"}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, cwd=CHECKOUT
+        )
+        assert float(done.stdout) > seconds
 
 
 def _read_in_both(server: Server, workers: set[int], names: set[str]) -> None:

@@ -20,11 +20,15 @@ APPENDS = """
 import os
 import coordjournal as cj
 
-def test_an_append(coordjournal_log, coordjournal_etcd, tmp_path):
+def test_an_append(coordjournal_log, coordjournal_etcd, coordjournal_prefix, tmp_path):
+    assert coordjournal_log.spaces() == []
     assert coordjournal_etcd.source == os.environ["COORDJOURNAL_WANTED_SOURCE"]
     receipt = coordjournal_log.append("handbook", cj.AliasSet("Home", "shard-a:Start"))
     assert (receipt.seq, receipt.term) == (1, 1)
     assert (tmp_path / "wiki.git").is_dir()
+    etcd = coordjournal_etcd.endpoints
+    with cj.DecisionLog.open(tmp_path / "wiki.git", etcd=etcd, prefix=coordjournal_prefix) as other:
+        assert other.spaces() == ["handbook"]
 
 def test_another_log_has_nothing_of_the_first(coordjournal_log):
     assert coordjournal_log.append("handbook", cj.AliasSet("Home", "shard-b:Start")).seq == 1
@@ -66,7 +70,7 @@ def test_without_any_etcd_tests_fail_where_one_is_required(tmp_path: Path) -> No
 
 def test_an_endpoint_that_is_named_is_not_replaced_by_another_etcd(tmp_path: Path) -> None:
     said = run(tmp_path, {"TEST_ETCD": NOWHERE}, path=os.environ["PATH"])
-    assert said.startswith("0: 2 skipped"), said
+    assert said.startswith("1: 2 errors"), said
     assert f"there is no etcd to test with: COORDJOURNAL_TEST_ETCD is {NOWHERE}: " in said
 
 
