@@ -1,5 +1,4 @@
-"""compose.yaml and the Dockerfile as they stand, in a Docker engine: the cluster with TLS, the single member, the nodes,
-and the lines of the README that start them.
+"""compose.yaml, the Dockerfile and the README's lines about them as they stand, in a Docker engine.
 
 Skipped where there is no Compose, no engine or no image of etcd; `COORDJOURNAL_REQUIRE_CONTAINERS=1` makes a
 failure of the latter two. The nodes are built on the Python image of compose.yaml, on the one that
@@ -9,6 +8,7 @@ failure of the latter two. The nodes are built on the Python image of compose.ya
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
 import shutil
@@ -65,14 +65,31 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> CertificateAuthori
 
 
 @pytest.fixture(scope="module")
-def python_image(program: list[str]) -> Iterator[str]:
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a copy of the checkout that is set up, and that nobody edits between one build and the next."""
+    there = tmp_path_factory.mktemp("checkout")
+    for name in ("compose.yaml", "Dockerfile", ".dockerignore", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(CHECKOUT / name, there)
+    for name in ("coordjournal", "scripts"):
+        shutil.copytree(CHECKOUT / name, there / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (there / ".venv" / "bin").mkdir(parents=True)
+    python = there / ".venv" / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n', encoding="utf-8")
+    python.chmod(0o755)
+    made_for = subprocess.run(["cksum", there / "pyproject.toml"], capture_output=True, check=True).stdout
+    (there / ".venv" / ".installed-testing").write_bytes(made_for)
+    return there
+
+
+@pytest.fixture(scope="module")
+def python_image(program: list[str], checkout: Path) -> Iterator[str]:
     """Give what nodes are built on; while the tests run a node's image is kept, so that each build of it is quick."""
     image = need_python_image()
     kept = {stage: f"{project()}-{stage}" for stage in ("build", "node")}
     try:
         for stage, tag in kept.items():
             target = ["--target", stage] if stage == "build" else []
-            docker("build", "--build-arg", f"PYTHON_IMAGE={image}", "--tag", tag, *target, str(CHECKOUT))
+            docker("build", "--build-arg", f"PYTHON_IMAGE={image}", "--tag", tag, *target, str(checkout))
         yield image
     finally:
         for tag in kept.values():
@@ -81,22 +98,40 @@ def python_image(program: list[str]) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give the directory of this host that the cluster's nodes have their repository in."""
+    """Give the directory of this host in which the cluster's nodes have their repository, as the user who looks there.
+
+    As themselves they run in the README's lines; git here would trust no repository of theirs.
+    """
     return tmp_path_factory.mktemp("shared")
 
 
 @pytest.fixture(scope="module")
 def cluster(
-    program: list[str], certificates: CertificateAuthority, shared: Path, tmp_path_factory: pytest.TempPathFactory
+    program: list[str],
+    certificates: CertificateAuthority,
+    checkout: Path,
+    shared: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Compose]:
+    mount = {
+        "type": "volume",
+        "source": "repository",
+        "target": "/var/lib/coordjournal",
+        "volume": {"nocopy": True},  # which would also make the directory the image's user's
+    }
+    node = {
+        "environment": {"COORDJOURNAL_TTL": str(TTL)},
+        "user": f"{os.getuid()}:{os.getgid()}",
+        "volumes": [mount],
+    }
     changes = {
-        "services": {node: {"environment": {"COORDJOURNAL_TTL": str(TTL)}} for node in NODES},
+        "services": dict.fromkeys(NODES, node),
         "volumes": {"repository": {"driver_opts": {"type": "none", "o": "bind", "device": str(shared)}}},
     }
     override = tmp_path_factory.mktemp("compose") / "override.yaml"
     override.write_text(json.dumps(changes), encoding="utf-8")
     variables = {"COORDJOURNAL_CERTIFICATES": str(certificates.directory), **PORTS}
-    compose = Compose(program, CHECKOUT, project(), variables, override)
+    compose = Compose(program, checkout, project(), variables, override)
     try:
         compose.up(*MEMBERS)
         yield compose
@@ -189,7 +224,7 @@ def test_the_lines_of_the_readme_run_as_they_stand(readme: Readme) -> None:
 
 
 class Readme:
-    """A copy of the checkout, in which lines of the README are run as whoever reads it would."""
+    """The lines of the README about containers, run in a checkout as whoever reads them would."""
 
     def __init__(self, compose: Compose) -> None:
         text = (CHECKOUT / "README.md").read_text(encoding="utf-8")
@@ -221,27 +256,14 @@ class Readme:
 
 
 @pytest.fixture
-def readme(program: list[str], python_image: str, tmp_path: Path) -> Iterator[Readme]:
-    """Give a copy of the checkout that is set up; its ports are free ones, and as alike as those of compose.yaml."""
-    there = tmp_path / "checkout"
-    there.mkdir()
-    for name in ("compose.yaml", "Dockerfile", ".dockerignore", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(CHECKOUT / name, there)
-    for name in ("coordjournal", "scripts"):
-        shutil.copytree(CHECKOUT / name, there / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (there / ".venv" / "bin").mkdir(parents=True)
-    python = there / ".venv" / "bin" / "python"
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n', encoding="utf-8")
-    python.chmod(0o755)
-    made_for = subprocess.run(["cksum", there / "pyproject.toml"], capture_output=True, check=True).stdout
-    (there / ".venv" / ".installed-testing").write_bytes(made_for)
-
+def readme(program: list[str], python_image: str, checkout: Path) -> Iterator[Readme]:
+    """Give the lines, and ports that are free and as alike as those of compose.yaml."""
     text = (CHECKOUT / "compose.yaml").read_text(encoding="utf-8")
     published = dict(re.findall(r"\$\{(ETCD\d?_PORT):-(\d+)\}", text))
     assert published.keys() == PORTS.keys()
     free = {port: str(free_port()) for port in {*published.values()}}
     variables = {PYTHON_IMAGE: python_image, **{name: free[port] for name, port in published.items()}}
-    compose = Compose(program, there, project(), variables)
+    compose = Compose(program, checkout, project(), variables)
     try:
         yield Readme(compose)
     finally:

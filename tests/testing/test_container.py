@@ -8,33 +8,83 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.containers import (
+    PYTHON_IMAGE,
+    REQUIRE,
+    give_up,
+    have_image,
+    need_etcd_image,
+    need_python_image,
+    succeeds,
+)
 from tests.testing.keys import coded
 from tests.testing.test_plugin import run
 
 if TYPE_CHECKING:
     from coordjournal.testing.container import EtcdContainer
 
-REQUIRE = "COORDJOURNAL_REQUIRE_CONTAINERS"
+NOWHERE = "127.0.0.1:1/nobody/etcd:none"
 
 
 @pytest.fixture(scope="module")
 def container() -> Iterator[EtcdContainer]:
-    from coordjournal.testing.container import ContainerFailed, EtcdContainer
+    from testcontainers.core.config import testcontainers_config
 
-    try:
-        container = EtcdContainer(flags={"max-txn-ops": 1}).start()
-    except ContainerFailed as error:
-        if os.environ.get(REQUIRE, "0") not in ("", "0"):
-            pytest.fail(f"{REQUIRE} is set: {error}", pytrace=False)
-        pytest.skip(str(error))
-    with container:
+    from coordjournal.testing.container import EtcdContainer
+
+    image = need_etcd_image()
+    reaper = testcontainers_config.ryuk_image
+    if not testcontainers_config.ryuk_disabled and not have_image(reaper):
+        help_ = "TESTCONTAINERS_RYUK_DISABLED=true does without it; scripts/test sets that"
+        give_up(f"testcontainers' own image {reaper} is not here and cannot be pulled; {help_}")
+    with EtcdContainer(image, flags={"max-txn-ops": 1}) as container:
         yield container
+
+
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        ({"DOCKER_HOST": "tcp://127.0.0.1:1"}, "no Docker engine answers"),
+        (
+            {"COORDJOURNAL_ETCD_IMAGE": NOWHERE},
+            f"the image {NOWHERE} is not here and cannot be pulled; scripts/etcd-image builds",
+        ),
+    ],
+    ids=["engine", "image"],
+)
+def test_what_is_missing_is_said_and_what_helps(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], reason: str
+) -> None:
+    if "DOCKER_HOST" not in variables and not succeeds("docker", "info"):
+        pytest.skip("no Docker engine answers")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv(REQUIRE, "0")
+    with pytest.raises(pytest.skip.Exception, match=reason):
+        need_etcd_image()
+    monkeypatch.setenv(REQUIRE, "1")
+    with pytest.raises(pytest.fail.Exception, match=f"{REQUIRE} is set: {reason}"):
+        need_etcd_image()
+
+
+def test_a_machine_on_which_no_python_image_can_be_had_is_told_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(PYTHON_IMAGE, NOWHERE)
+    monkeypatch.setenv(REQUIRE, "1")
+    monkeypatch.setattr("tests.containers.LOCAL_PYTHON", NOWHERE)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for tool in ("env", "bash", "dirname", "cat", "sha256sum", "cut"):
+        (tmp_path / tool).symlink_to(shutil.which(tool, path=os.defpath) or tool)
+    with pytest.raises(pytest.skip.Exception, match=r"scripts/python-image builds none: apt-get is not here"):
+        need_python_image()
 
 
 def test_it_keeps_what_it_is_told(container: EtcdContainer) -> None:
@@ -69,8 +119,8 @@ def test_entering_one_that_was_started_makes_no_other(container: EtcdContainer) 
 def test_an_image_that_is_nowhere_is_named(container: EtcdContainer) -> None:
     from coordjournal.testing.container import ContainerFailed, EtcdContainer
 
-    with pytest.raises(ContainerFailed, match=r"127\.0\.0\.1:1/nobody/etcd:none"):
-        EtcdContainer("127.0.0.1:1/nobody/etcd:none").start()
+    with pytest.raises(ContainerFailed, match=NOWHERE):
+        EtcdContainer(NOWHERE).start()
 
 
 def test_no_engine_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
