@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import platform
 import re
 import shutil
 import socket
+import ssl
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from importlib.metadata import requires, version
@@ -19,10 +21,11 @@ import pygit2
 
 from coordjournal import overview
 from coordjournal.authority.settings import Settings
-from coordjournal.authority.wire import Keys, range_of
+from coordjournal.authority.wire import Keys, Role, range_of
 from coordjournal.errors import CoordJournalError
 from coordjournal.etcd import Compare, Delete, EtcdError, Get, Operation, Put, Refused
 from coordjournal.etcd.client import EndpointStatus, EtcdClient
+from coordjournal.etcd.endpoints import Tls, endpoints_of
 from coordjournal.store import ETCD, pack
 from coordjournal.store.files import file_system, is_network, is_sharable
 from coordjournal.store.git import GitStore
@@ -33,7 +36,11 @@ _OLD_LOCK_SECONDS: Final = 60.0
 _LITTLE_BYTES: Final = 100 << 20
 _CALL_SECONDS: Final = 5.0
 _MANY_REVISIONS: Final = 1_000_000
-_NEAR_QUOTA_BYTES: Final = 3 << 29
+_DEFAULT_QUOTA_BYTES: Final = 2 << 30
+_MANY_SPACES: Final = 1000
+_METRICS_SECONDS: Final = 2.0
+_MAX_METRICS_BYTES: Final = 8 << 20
+_HOW_TO_GRANT: Final = "grant the user a role that docs/deployment.md names"
 _OLDEST_SUPPORTED: Final = (3, 5)
 """The oldest etcd line that its project still mends: the newest two are (etcd.io/docs, "Versioning")."""
 _FAULTY: Final = {
@@ -182,15 +189,15 @@ def examine_etcd(settings: Settings) -> Iterator[Finding]:
         )
         statuses = client.statuses(timeout=_CALL_SECONDS)
         for status in statuses:
-            yield from _endpoint(status)
+            yield from _endpoint(status, settings.tls)
         if any(not status.error for status in statuses):
             yield from _alarms(client)
-            yield from _rights(client, Keys(settings.prefix))
+            yield from _rights(client, Keys(settings.prefix), settings.role)
     finally:
         client.close()
 
 
-def _endpoint(status: EndpointStatus) -> Iterator[Finding]:
+def _endpoint(status: EndpointStatus, tls: Tls | None = None) -> Iterator[Finding]:
     name = f"etcd {status.endpoint}"
     if status.error:
         yield Finding(name, False, status.error, "see that it runs, and that address, certificates and names are right")
@@ -213,9 +220,7 @@ def _endpoint(status: EndpointStatus) -> Iterator[Finding]:
         f"{size / (1 << 20):,.1f} MiB, {used / (1 << 20):,.1f} in use",
         "run `etcdctl defrag`; with --auto-compaction-retention it stays small" if loose else "",
     )
-    if size > _NEAR_QUOTA_BYTES:
-        advice = "compact and defragment, or raise --quota-backend-bytes: a full etcd takes no more appends"
-        yield Finding(f"{name} quota", False, "more than three quarters of etcd's default quota of 2 GiB", advice)
+    yield _quota(status, tls)
     for problem in status.problems:
         yield Finding(f"{name} problem", False, problem)
 
@@ -231,52 +236,139 @@ def _alarms(client: EtcdClient) -> Iterator[Finding]:
         yield Finding("etcd alarm", False, f"{alarm.kind} of member {alarm.member:x}", advice)
 
 
-def _rights(client: EtcdClient, keys: Keys) -> Iterator[Finding]:
-    """Try what each part takes, with guards that never hold: nothing is written."""
-    never = Compare(keys.journal, "version", -1)
-    tries: dict[str, tuple[list[Compare], list[Operation]]] = {
-        "read": ([], [Get(keys.journal), Get(*range_of(keys.heads), only="count")]),
-        "forward": ([never], [Put(keys.intents + b"-/-/-", b""), Put(keys.nodes + b"-", b"")]),
-        "hold": (
-            [never],
-            [Put(keys.holders + b"-", b""), Put(keys.heads + b"-", b""), Delete(*range_of(keys.intents))],
-        ),
+def _rights(client: EtcdClient, keys: Keys, role: Role) -> Iterator[Finding]:
+    """Try all that each part takes, with a guard that never holds: nothing is written."""
+    below = (keys.nodes, keys.holders, keys.heads, keys.intents, keys.outcomes, keys.successors)
+    tries: dict[str, list[Operation]] = {
+        "read": [Get(keys.journal), *(Get(*range_of(kind), only="count") for kind in below)],
+        "forward": [Put(keys.nodes + b"-", b""), Put(keys.intents + b"-/-/-", b""), Delete(*range_of(keys.intents))],
+        "hold": [
+            *(op(kind + b"-") for kind in (keys.holders, keys.successors) for op in (_put, Delete)),
+            *(Put(keys.heads + b"-", b""), Delete(*range_of(keys.intents))),
+            *(Put(keys.outcomes + b"-/-/-", b""), Delete(*range_of(keys.outcomes))),
+        ],
     }
-    for right, (guards, then) in tries.items():
+    for right, operations in tries.items():
         try:
-            done = client.txn(guards, then, timeout=_CALL_SECONDS)
-        except Refused as refusal:
-            yield Finding(
-                f"etcd may {right}",
-                None if right == "hold" and refusal.reason == "permission denied" else False,
-                str(refusal),
-                "see docs/deployment.md",
-            )
-            continue
+            refused = _refused(client, keys, operations)
+            if right == "forward" and (spaces := _spaces_of_forwarder(client, keys, refused)):
+                yield Finding("etcd may forward", True, f"to the spaces {', '.join(spaces)}")
+                continue
         except EtcdError as error:
-            yield Finding(f"etcd may {right}", False, str(error))
+            yield Finding(f"etcd may {right}", False, str(error), _HOW_TO_GRANT if isinstance(error, Refused) else "")
             continue
-        yield Finding(f"etcd may {right}", True, "yes")
-        if right == "read":
-            yield from _compaction(client, keys, done.revision)
+        if not refused:
+            yield Finding(f"etcd may {right}", True, "yes")
+            continue
+        needed = {_kind(keys, operation) for operation in operations}
+        # Who may do nothing of it is no holder, as it should be; who may do half of it would be one that fails.
+        none_wanted = right == "hold" and role != "holder" and needed - {"intents/"} <= set(refused)
+        found = (
+            f"not {'read' if right == 'read' else 'write'} {', '.join(sorted(refused))} below {keys.prefix.decode()}"
+        )
+        yield Finding(f"etcd may {right}", None if none_wanted else False, found, _HOW_TO_GRANT)
+    yield from _compaction(client, keys)
 
 
-def _compaction(client: EtcdClient, keys: Keys, revision: int) -> Iterator[Finding]:
-    """Tell whether old revisions are compacted: whether the history of long ago can still be read."""
-    if revision < _MANY_REVISIONS:
-        yield Finding("etcd compaction", None, f"{revision:,} revisions so far: too few to tell")
-        return
+def _put(key: bytes) -> Put:
+    return Put(key, b"")
+
+
+def _kind(keys: Keys, operation: Operation) -> str:
+    kind, slash, _ = operation.key.removeprefix(keys.prefix).partition(b"/")
+    return (kind + slash).decode()
+
+
+def _refused(client: EtcdClient, keys: Keys, operations: Sequence[Operation]) -> set[str]:
+    """Return the kinds of keys that this user may not use so; raises what else is wrong."""
+    never = Compare(operations[0].key, "version", -1)
+    refused = set()
+    for operation in operations:
+        guards = [] if isinstance(operation, Get) else [never._replace(key=operation.key)]
+        try:
+            client.txn(guards, [operation], timeout=_CALL_SECONDS)
+        except Refused as refusal:
+            if refusal.reason != "permission denied":
+                raise
+            refused.add(_kind(keys, operation))
+    return refused
+
+
+def _spaces_of_forwarder(client: EtcdClient, keys: Keys, refused: set[str]) -> list[str]:
+    """Return the spaces whose appends a user may forward who may not those of all."""
+    if refused != {"intents/"}:
+        return []
     try:
-        kept = client.is_kept(keys.journal, revision - _MANY_REVISIONS, timeout=_CALL_SECONDS)
+        _, heads = client.get(Get(*range_of(keys.heads), limit=_MANY_SPACES, only="keys"), timeout=_CALL_SECONDS)
+    except Refused:
+        return []
+    spaces = [space for kv in heads.kvs if (space := keys.space_of(keys.heads, kv.key))]
+    return [space for space in spaces if not _refused(client, keys, [Put(keys.intents_of(space) + b"-/-", b"")])]
+
+
+def _compaction(client: EtcdClient, keys: Keys) -> Iterator[Finding]:
+    """Tell how many revisions are kept: which ones were compacted away, etcd says when asked for them."""
+    try:
+        revision, _ = client.get(Get(keys.journal), timeout=_CALL_SECONDS)
+        gone, kept = 0, revision  # the newest that is known to be gone, the oldest that is known to be kept
+        if not client.is_kept(keys.journal, 1, timeout=_CALL_SECONDS):
+            gone = 1
+            while kept - gone > 1:
+                middle = (gone + kept) // 2
+                if client.is_kept(keys.journal, middle, timeout=_CALL_SECONDS):
+                    kept = middle
+                else:
+                    gone = middle
     except EtcdError as error:
         yield Finding("etcd compaction", None, f"not known: {error}")
         return
+    many = revision - gone > _MANY_REVISIONS
+    if gone:
+        found = f"{revision - gone:,} revisions are kept, those before were compacted"
+    else:
+        found = f"none so far, at revision {revision:,}" + ("" if many else ": too young to tell whether there will be")
+    advice = "start etcd with --auto-compaction-mode=periodic --auto-compaction-retention=1h"
     yield Finding(
-        "etcd compaction",
-        not kept,
-        f"{'more' if kept else 'fewer'} than {_MANY_REVISIONS:,} revisions are kept",
-        "start etcd with --auto-compaction-mode=periodic --auto-compaction-retention=1h" if kept else "",
+        "etcd compaction", False if many else (True if gone else None), found, "" if gone and not many else advice
     )
+
+
+def _quota(status: EndpointStatus, tls: Tls | None) -> Finding:
+    """Tell how near an endpoint is to its quota, which stands in its metrics and nowhere else."""
+    name, size = f"etcd {status.endpoint} quota", status.db_size
+    try:
+        quota = _metric(status.endpoint, tls, "etcd_server_quota_backend_bytes")
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        share = f"{size / _DEFAULT_QUOTA_BYTES:.0%} of 2 GiB is used, which is etcd's default"
+        return Finding(name, None, f"not known, its /metrics cannot be read ({error}); {share}")
+    if quota < 0:
+        return Finding(name, None, "switched off", "a disk that is full stops etcd: --quota-backend-bytes")
+    near = size > quota * 3 / 4
+    advice = "compact and defragment, or raise --quota-backend-bytes: a full etcd takes no more appends"
+    return Finding(
+        name, not near, f"{size / quota:.0%} of {quota / (1 << 20):,.1f} MiB is used", advice if near else ""
+    )
+
+
+def _metric(endpoint: str, tls: Tls | None, name: str) -> float:
+    """Return a metric without labels. Raises `OSError`, `HTTPException`, `ValueError`."""
+    (found,) = endpoints_of([endpoint])
+    connection: http.client.HTTPConnection
+    if found.tls or (found.tls is None and tls is not None):
+        context = ssl.create_default_context(cafile=tls.ca if tls else None)
+        if tls is not None and tls.cert is not None:
+            context.load_cert_chain(tls.cert, tls.key)
+        connection = http.client.HTTPSConnection(found.address, timeout=_METRICS_SECONDS, context=context)
+    else:
+        connection = http.client.HTTPConnection(found.address, timeout=_METRICS_SECONDS)
+    with closing(connection):
+        connection.request("GET", "/metrics")
+        answer = connection.getresponse()
+        text = answer.read(_MAX_METRICS_BYTES).decode("ascii", "replace")
+    match = re.search(rf"^{name} (\S+)$", text, re.MULTILINE)
+    if answer.status != http.HTTPStatus.OK or match is None:
+        raise ValueError(f"status {answer.status}, no {name}")
+    return float(match[1])
 
 
 def _store(path: str | os.PathLike[str]) -> GitStore:

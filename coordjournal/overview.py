@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import socket
@@ -29,10 +30,12 @@ from coordjournal.errors import (
     Unavailable,
     WrongAuthority,
 )
-from coordjournal.etcd import Etcd, EtcdError, Found, Get, KeyValue, Put
+from coordjournal.etcd import Compare, Etcd, EtcdError, Found, Get, KeyValue, Put
 from coordjournal.store import message
 from coordjournal.store.git import GitStore
 from coordjournal.store.walk import read_object
+
+logger = logging.getLogger(__name__)
 
 _MAX_KEYS: Final = 100_000
 _SUCCESSOR_SECONDS: Final = 2
@@ -280,19 +283,23 @@ def hand_over(settings: Settings, space: str, to: str | None = None, *, seconds:
             if session_of(before.value) == to:
                 return to
         ask_at = 0.0
-        while (now := time.monotonic()) < deadline:
-            if now >= ask_at:  # what asks lives for two seconds, and a watch may have missed it
-                _ask(client, keys.successor(space), to or "-", deadline - now)
-                ask_at = now + _SUCCESSOR_SECONDS
-            found = one(_read(client, Get(keys.holder(space)), seconds=deadline - now)[0])
-            if found is None and to is None:
-                return ""
-            if found is not None and found.create_revision != before.create_revision:
-                session = session_of(found.value)
-                if to in (None, session):
-                    return session
-                raise Unavailable(f"space {space} was handed over, but {session} was quicker than {to}; try again")
-            time.sleep(_LOOK_SECONDS)
+        request = _Request(client, Put(keys.successor(space), (to or "-").encode()), before)
+        try:
+            while (now := time.monotonic()) < deadline:
+                if now >= ask_at:  # what asks lives for two seconds, and a watch may have missed it
+                    request.send(deadline - now)
+                    ask_at = now + _SUCCESSOR_SECONDS
+                found = one(_read(client, Get(keys.holder(space)), seconds=deadline - now)[0])
+                if found is None and to is None:
+                    return ""
+                if found is not None and found.create_revision != before.create_revision:
+                    session = session_of(found.value)
+                    if to in (None, session):
+                        return session
+                    raise Unavailable(f"space {space} was handed over, but {session} was quicker than {to}; try again")
+                time.sleep(_LOOK_SECONDS)
+        finally:
+            request.clear()
     raise Unavailable(
         f"space {space} was not handed over within {seconds:g} s; its holder, {session_of(before.value)}, may be stuck:"
         " `coordjournal status --nodes` tells its host and process"
@@ -307,13 +314,33 @@ def _check_can_hold(session: str, found: KeyValue | None) -> None:
         raise InvalidEvent(f"session {session} has the role client: it holds no space")
 
 
-def _ask(client: Etcd, key: bytes, value: str, seconds: float) -> None:
-    timeout = max(0.1, min(CALL_SECONDS, seconds))
-    try:
-        lease, _ = client.grant(_SUCCESSOR_SECONDS, timeout=timeout)
-        client.txn((), [Put(key, value.encode(), lease)], timeout=timeout)
-    except EtcdError as error:
-        raise told(error, "etcd does not take the request") from error
+class _Request:
+    """What asks a holder to hand over: of that holder alone, whenever it arrives."""
+
+    def __init__(self, client: Etcd, put: Put, holder: KeyValue) -> None:
+        self._client = client
+        self._put = put
+        self._guard = Compare(holder.key, "create_revision", holder.create_revision)
+        self._lease = 0
+
+    def send(self, seconds: float) -> None:
+        """Ask, in the place of what was asked before. Raises `Unavailable`, `OperatorNeeded`."""
+        timeout = max(0.1, min(CALL_SECONDS, seconds))
+        self.clear()
+        try:
+            self._lease, _ = self._client.grant(_SUCCESSOR_SECONDS, timeout=timeout)
+            self._client.txn((self._guard,), [self._put._replace(lease=self._lease)], timeout=timeout)
+        except EtcdError as error:
+            raise told(error, "etcd does not take the request") from error
+
+    def clear(self) -> None:
+        """Take back what was asked and not heard yet; where etcd does not answer, it goes by itself."""
+        lease, self._lease = self._lease, 0
+        if lease:
+            try:
+                self._client.revoke(lease, timeout=1.0)
+            except EtcdError as error:
+                logger.info("the request to hand over ends with its lease: %s", error)
 
 
 def _read(client: Etcd, *wanted: Get, seconds: float = CALL_SECONDS) -> list[Found]:

@@ -332,7 +332,9 @@ class EtcdAuthority:
                 with self._pinned(space) as member:
                     member.hint_successor(session)
             elif (asked := self.members.get(space)) is not None:
-                asked.hint_successor(session)
+                tenure = asked.tenure
+                if tenure is None or kv.mod_revision > tenure.created:  # else the holder before was asked
+                    asked.hint_successor(session)
 
     def _told_outcomes(self, changes: Sequence[Change] | None) -> None:
         for kv, deleted in changes or ():

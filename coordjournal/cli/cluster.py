@@ -69,13 +69,15 @@ _REIGN_COLUMNS: Final = (
 def node(settings: Settings, spaces: tuple[str, ...]) -> None:
     """Hold spaces and serve the appends of others, until SIGTERM.
 
-    The SPACEs that are named; if none is, every one for which appends wait and that nobody holds. At
-    SIGTERM or Ctrl-C it finishes what is under way and hands over.
+    The SPACEs that are named; if none is, or with --role holder, every one for which appends wait and that
+    nobody holds. At SIGTERM or Ctrl-C it finishes what is under way and hands over.
     """
     etcd = settings.authority_of("a node serves through etcd")
+    if etcd.role == "client":
+        raise click.UsageError("a node holds spaces, and --role or COORDJOURNAL_ROLE is client, which never does")
     is_new = not settings.repo.exists()
     settings.serves = True
-    with _stopped_by_signal() as stopped, settings.open_log(role="auto" if spaces else "holder") as log:
+    with _stopped_by_signal() as stopped, settings.open_log(role=etcd.role if spaces else "holder") as log:
         log.serve(spaces)
         what = ", ".join(spaces) if spaces else "every space"
         if is_new:

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import signal
+import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import msgspec
 import pytest
 
+import coordjournal as cj
+from coordjournal.authority.settings import Settings
 from coordjournal.authority.wire import Keys, NodeValue, encode_node
-from coordjournal.etcd import Put
+from coordjournal.etcd import Change, KeyValue, Put
+from coordjournal.etcd.client import EtcdClient
+from coordjournal.overview import hand_over
 from coordjournal.testing.certificates import CertificateAuthority
 from coordjournal.testing.etcd import EtcdServer
 from tests.cli import Shell, append
 from tests.integration.operating import Place, wait_for
+from tests.support import git
 from tests.testing.keys import coded
 
 _numbers = itertools.count()
@@ -191,7 +199,9 @@ def test_status_is_a_list_of_spaces_with_holder_and_heads(shell: Shell, stack: E
     assert list(first["holder"]) == ["session", "host", "pid"]
     assert (first["holder"]["pid"], first["ttl"], first["head"]) == (process.pid, 2, first["branch"])
     assert (second["space"], second["holder"], second["ttl"], second["head"]["seq"]) == ("b", None, None, 1)
+    assert list(first["head"]) == list(first["branch"]) == ["seq", "commit"]
     (member,) = shell.ok("status", "--nodes", "-o", "json").json
+    assert list(member) == ["session", "host", "pid", "version", "since", "role", "ttl", "holds"]
     assert (member["pid"], member["holds"], member["session"]) == (process.pid, 1, first["holder"]["session"])
     table = shell.ok("status").out
     assert str(process.pid) in table
@@ -229,6 +239,20 @@ def test_status_again_and_again_until_a_signal(
     assert the(watching.stderr).read() == b""
 
 
+def test_status_tells_every_so_many_seconds_how_it_is_then(shell: Shell, stack: ExitStack) -> None:
+    shell.ok("append", "s", "alias", "a", "b")
+    watching = shell.start("status", "s", "--watch", "0.4", "-o", "json")
+    stack.callback(ended, watching)
+    seen: list[tuple[float, int]] = []
+    for number in range(3):
+        (space,) = msgspec.json.decode(the(watching.stdout).readline())
+        seen.append((time.monotonic(), space["head"]["seq"]))
+        shell.ok("append", "s", "alias", f"a-{number}", "b")
+    assert seen[2][0] - seen[0][0] >= 0.7
+    assert seen[0][1] == 1
+    assert seen[2][1] > 1, "it looks again each time"
+
+
 def test_status_goes_on_watching_while_etcd_is_away(shell: Shell, stack: ExitStack, tmp_path: Path) -> None:
     with EtcdServer(tmp_path / "away") as away:
         shell.ok("append", "s", "alias", "a", "b", "--etcd", away.endpoint)
@@ -252,7 +276,82 @@ def test_holders_are_read_from_git_alone(shell: Shell, monkeypatch: pytest.Monke
     assert shell("holders", "nowhere").code == 3
 
 
+def test_the_fields_of_a_reign_are_those_of_the_page(shell: Shell) -> None:
+    shell.ok("append", "s", "alias", "a", "b")
+    shell.ok("append", "s", ("alias"), "c", "b")
+    first, second = shell.ok("holders", "s", "-o", "jsonl").lines
+    assert list(first) == list(second) == ["term", "node", "first", "seq", "appends", "since", "until"]
+    assert (first["term"], second["term"], first["node"]) == (1, 2, socket.gethostname())
+    commits = git(shell.repo, "log", "--format=%ct", "--reverse", "s").split()
+    for reign, seconds in zip((first, second), commits, strict=True):
+        at = datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%S.000000Z")
+        assert (reign["since"], reign["until"]) == (at, at)
+
+
 # Handing over.
+
+
+class Late(Settings):
+    """Settings whose client is slow with the first request to hand over: something happens before it arrives."""
+
+    meanwhile: Callable[[], None]
+
+    def client(self) -> EtcdClient:
+        client, send, meanwhile = super().client(), EtcdClient.txn, [self.meanwhile]
+
+        def txn(guards: Any, then: Any, otherwise: Any = (), *, timeout: float) -> Any:
+            if any(isinstance(item, Put) and b"successors/" in item.key for item in then) and meanwhile:
+                meanwhile.pop()()
+            return send(client, guards, then, otherwise, timeout=timeout)
+
+        client.txn = txn  # type: ignore[method-assign]
+        return client
+
+
+def test_a_late_request_to_hand_over_is_not_the_next_holders(
+    shell: Shell, stack: ExitStack, server: EtcdServer
+) -> None:
+    place = Place(server, shell.repo, os.environ[PREFIX])
+    first = stack.enter_context(place.log())
+    first.append("s", cj.AliasSet("a", "b"))
+    first.serve(["s"])
+    second = stack.enter_context(place.log())
+    second.append("s", cj.AliasSet("c", "b"))
+    to = second._open()[1].node.id  # type: ignore[attr-defined]
+    late = Late(*place.settings)
+    late.meanwhile = lambda: wait_for(lambda: hand_over(place.settings, "s", to) == to, "it is not handed over")
+    assert hand_over(late, "s") == to
+    term = second.head("s").term
+    for _ in range(10):
+        time.sleep(0.1)
+        assert place.read(place.keys.holder("s")) == to.encode(), "the next holder handed over too"
+        assert place.read(place.keys.successor("s")) is None, "nothing is left of the request"
+    assert second.append("s", cj.AliasSet("d", "b")).term == term + 1
+
+
+def test_a_request_is_taken_back_where_nobody_hears_it(shell: Shell, stack: ExitStack, server: EtcdServer) -> None:
+    process = node(shell, stack, "s")
+    place = Place(server, shell.repo, os.environ[PREFIX])
+    process.send_signal(signal.SIGSTOP)
+    assert shell("handoff", "s", "--timeout", "0.3").code == 5
+    assert place.read(place.keys.successor("s")) is None
+    process.send_signal(signal.SIGCONT)
+
+
+def test_what_a_holder_hears_late_was_for_the_one_before(shell: Shell, stack: ExitStack, server: EtcdServer) -> None:
+    place = Place(server, shell.repo, os.environ[PREFIX])
+    log = stack.enter_context(place.log())
+    log.serve(["s"])
+    term = log.append("s", cj.AliasSet("a", "b")).term
+    authority: Any = log._open()[1]
+    created = authority.members["s"].tenure.created
+    for revision, handed in ((created - 1, 0), (created + 1, 1)):
+        kv = KeyValue(place.keys.successor("s"), b"-", revision, revision, 1)
+        authority._told_successors([Change(kv, False)])
+        wait_for(lambda: log.append("s", cj.AliasSet("x", "b")), "it is appended")
+        time.sleep(0.5)
+        receipt = log.append("s", cj.AliasSet("x", "b"))
+        assert receipt.term == term + handed
 
 
 def test_handoff_to_a_session(shell: Shell, stack: ExitStack) -> None:
@@ -299,6 +398,21 @@ def test_a_node_hands_over_at_a_signal(shell: Shell, stack: ExitStack, number: s
     assert (process.returncode, out, err) == (0, b"", b"handed over\n")
     assert shell.ok("status", "--nodes", "-o", "json").json == []
     assert shell.ok("append", "s", "alias", "c", "b", "-o", "json").json["via"] == "local", "nobody is waited for"
+
+
+def test_a_node_with_the_role_client_is_a_mistake(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in (("node", "--role", "client"), ("node", "s", "--role", "client")):
+        failed = shell(*words)
+        assert (failed.code, "role" in failed.err, "client" in failed.err) == (2, True, True), failed
+    monkeypatch.setenv("COORDJOURNAL_ROLE", "client")
+    assert shell("node", "s").code == 2
+
+
+def test_a_node_with_the_role_holder_serves_more_than_it_names(shell: Shell, stack: ExitStack) -> None:
+    process = shell.start("node", "s", "--role", "holder")
+    stack.callback(ended, process)
+    assert b"serving s" in the(process.stderr).readline()
+    assert shell.ok("append", "other", "alias", "a", "b", "--role", "client", "-o", "json").json["via"] == "forwarded"
 
 
 def test_a_node_needs_an_etcd(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -553,7 +667,7 @@ def test_doctor_warns_of_etcd_lines_with_known_faults_or_out_of_support() -> Non
 
     verdicts = {}
     for version in ("3.3.27", "3.4.40", "3.5.0", "3.5.2", "3.5.3", "3.6.1"):
-        found = _endpoint(EndpointStatus("h:1", version=version, member=1, leader=1))
+        found = _endpoint(EndpointStatus(DEAD, version=version, member=1, leader=1))
         verdicts[version] = [finding.ok for finding in found if finding.name.endswith("version")]
     assert verdicts == {
         "3.3.27": [None],
@@ -565,20 +679,113 @@ def test_doctor_warns_of_etcd_lines_with_known_faults_or_out_of_support() -> Non
     }
 
 
-def test_doctor_tells_whether_old_revisions_are_compacted(
-    shell: Shell, server: EtcdServer, monkeypatch: pytest.MonkeyPatch
+def findings_of(shell: Shell, *words: str) -> dict[str, Any]:
+    return {line["name"]: line for line in shell("doctor", "-o", "jsonl", *words).lines}
+
+
+def test_doctor_tells_how_many_old_revisions_are_kept(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coordjournal.doctor._MANY_REVISIONS", 5)
-    for number in range(3):
-        shell.ok("append", "s", "alias", f"a-{number}", "b")
-    verdicts = []
-    for compacts in (True, False):
-        findings = {line["name"]: line for line in shell("doctor", "-o", "jsonl").lines}
-        found = findings["etcd compaction"]
-        verdicts.append((found["ok"], "auto-compaction" in found["advice"]))
-        if compacts:
-            server.call("kv/compaction", revision=int(server.call("kv/range", key="AA==")["header"]["revision"]))
-    assert verdicts == [(False, True), (True, False)]
+    with EtcdServer(tmp_path / "young") as young:
+        monkeypatch.setenv("COORDJOURNAL_ETCD", young.endpoint)
+        for number in range(3):
+            shell.ok("append", "s", "alias", f"a-{number}", "b")
+        found = findings_of(shell)["etcd compaction"]
+        assert (found["ok"], "too young" in found["found"], "auto-compaction" in found["advice"]) == (None, True, True)
+        with monkeypatch.context() as old:
+            old.setattr("coordjournal.doctor._MANY_REVISIONS", 5)
+            found = findings_of(shell)["etcd compaction"]
+            assert (found["ok"], "auto-compaction" in found["advice"]) == (False, True)
+        revision = int(young.call("kv/range", key="AA==")["header"]["revision"])
+        young.call("kv/compaction", revision=revision - 4)
+        found = findings_of(shell)["etcd compaction"]
+        assert (found["ok"], found["advice"]) == (True, "")
+        assert re.match(r"[4-9] revisions are kept", found["found"]), found
+        monkeypatch.setattr("coordjournal.doctor._MANY_REVISIONS", 3)
+        assert findings_of(shell)["etcd compaction"]["ok"] is False, "once is not enough"
+
+
+@pytest.mark.parametrize(("quota", "near"), [("16777216", False), ("24576", True)])
+def test_doctor_tells_how_near_the_quota_is(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, near: bool
+) -> None:
+    with EtcdServer(tmp_path / "small", flags={"quota-backend-bytes": quota}) as small:
+        monkeypatch.setenv("COORDJOURNAL_ETCD", small.endpoint)
+        if not near:
+            shell.ok("append", "s", "alias", "a", "b")
+        found = findings_of(shell)[f"etcd {small.endpoint} quota"]
+        assert found["ok"] is not near
+        assert f"of {int(quota) / (1 << 20):,.1f} MiB is used" in found["found"]
+        assert ("--quota-backend-bytes" in found["advice"]) == near
+
+
+def test_doctor_says_so_where_the_quota_is_not_known() -> None:
+    from coordjournal.doctor import _quota
+    from coordjournal.etcd.client import EndpointStatus
+
+    found = _quota(EndpointStatus(DEAD, db_size=3 << 30), None)
+    assert (found.ok, "not known" in found.found, "150% of 2 GiB" in found.found) == (None, True, True)
+
+
+KINDS = ("nodes", "intents", "holders", "heads", "outcomes", "successors")
+
+
+@pytest.mark.parametrize("missing", KINDS)
+def test_doctor_finds_each_right_that_a_user_lacks(shell: Shell, guarded: EtcdServer, missing: str) -> None:
+    root = guarded.call("auth/authenticate", name="root", password="r")["token"]
+    granted(guarded, root, missing, "READ", os.environ[PREFIX])
+    for kind in KINDS:
+        if kind != missing:
+            granted(guarded, root, missing, "READWRITE", f"{os.environ[PREFIX]}{kind}/")
+    found = findings_of(shell, "--etcd-user", missing, "--etcd-password-file", "password")
+    assert found["etcd may read"]["ok"] is True
+    lacking = {"nodes": ("forward",), "intents": ("forward", "hold")}.get(missing, ("hold",))
+    for right in ("forward", "hold"):
+        assert found[f"etcd may {right}"]["ok"] is (right not in lacking), found[f"etcd may {right}"]
+        if right in lacking:
+            assert f"not write {missing}/ below" in found[f"etcd may {right}"]["found"]
+    assert guarded.call("kv/range", token=root, key="AA==", range_end="AA==").get("kvs", []) == [], "nothing is written"
+
+
+def test_doctor_on_who_may_only_forward_or_not_even_read(shell: Shell, guarded: EtcdServer) -> None:
+    root = guarded.call("auth/authenticate", name="root", password="r")["token"]
+    as_user = ("--etcd-user", "submitter", "--etcd-password-file", "password")
+    prefix = os.environ[PREFIX]
+    for kind in ("nodes/", "intents/", "holders/", "heads/", "outcomes/"):
+        granted(guarded, root, "submitter", "READ", prefix + kind)
+    found = findings_of(shell, *as_user)
+    assert (found["etcd may read"]["ok"], "journal, successors/" in found["etcd may read"]["found"]) == (False, True)
+    granted(guarded, root, "submitter", "READ", prefix)
+    granted(guarded, root, "submitter", "READWRITE", prefix + "nodes/")
+    assert findings_of(shell, *as_user)["etcd may forward"]["ok"] is False
+    guarded.call("kv/put", token=root, key=coded(f"{prefix}heads/kitchen"), value=coded("x"))
+    guarded.call("kv/put", token=root, key=coded(f"{prefix}heads/library"), value=coded("x"))
+    granted(guarded, root, "submitter", "READWRITE", prefix + "intents/kitchen/")
+    found = findings_of(shell, *as_user)
+    assert (found["etcd may forward"]["ok"], found["etcd may forward"]["found"]) == (True, "to the spaces kitchen")
+    granted(guarded, root, "submitter", "READWRITE", prefix + "intents/")
+    found = findings_of(shell, *as_user)
+    assert [found[f"etcd may {right}"]["ok"] for right in ("read", "forward", "hold")] == [True, True, None]
+    assert findings_of(shell, *as_user, "--role", "holder")["etcd may hold"]["ok"] is False
+
+
+@pytest.fixture
+def guarded(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[EtcdServer]:  # it sets the environment
+    """Give an etcd that asks who one is; the users are those whose rights the tests grant."""
+    with EtcdServer(tmp_path / "rights") as guarded:
+        users = dict.fromkeys((*KINDS, "submitter"), "secret")
+        guarded.enable_auth({"root": "r", **users}, prefix="/elsewhere/")
+        monkeypatch.setenv("COORDJOURNAL_ETCD", guarded.endpoint)
+        Path("password").write_text("secret\n")
+        yield guarded
+
+
+def granted(server: EtcdServer, root: str, user: str, kind: str, prefix: str) -> None:
+    """Give a user's role a right to all keys below a prefix."""
+    permission = {"permType": kind, "key": coded(prefix), "range_end": coded(prefix[:-1] + "0")}
+    server.call("auth/role/grant", token=root, name=f"{user}-role", perm=permission)
 
 
 # Adopt and recover, as commands.
