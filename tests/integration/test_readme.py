@@ -7,18 +7,20 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import coordjournal as cj
 from coordjournal import __version__
+from coordjournal.testing.plugin import EtcdAtHand
 from tests.support import CHECKOUT
 
 README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_librarys_example_gives_what_its_comments_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    code, _, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     seen: dict[str, tuple[object, str]] = {}
     checked = 0
@@ -33,10 +35,24 @@ def test_the_librarys_example_gives_what_its_comments_say(tmp_path: Path, monkey
 
 
 def test_the_example_with_etcd_opens_a_log() -> None:
-    _, code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    _, code, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     seen: dict[str, object] = {"cj": cj}
     exec(compile(code, "README.md", "exec"), seen)
     assert isinstance(seen["log"], cj.DecisionLog), "it connects to nothing before it is used"
+
+
+def test_the_example_of_a_test_passes(
+    coordjournal_log: cj.DecisionLog, coordjournal_etcd: EtcdAtHand, coordjournal_prefix: str, tmp_path: Path
+) -> None:
+    _, _, code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    seen: dict[str, Any] = {"cj": cj}
+    exec(compile(code, "README.md", "exec"), seen)
+    seen["test_two_processes"](coordjournal_log, coordjournal_etcd, coordjournal_prefix, tmp_path)
+
+
+def test_it_is_told_how_the_program_gets_onto_the_path_before_it_is_used() -> None:
+    for install in ("$ pip install .", "$ . .venv/bin/activate"):
+        assert README.index(install) < min(README.index("import coordjournal as cj"), README.index("$ coordjournal"))
 
 
 def test_the_command_lines_examples_run(tmp_path: Path) -> None:
