@@ -65,9 +65,9 @@ def moved(count: int, like: str) -> Iterator[Event]:
 
 
 def cleared(count: int, like: str) -> Iterator[Event]:
-    """Aliases of which few are left."""
+    """Aliases of which a quarter is left."""
     yield from bundle(count, like)
-    for number in range(count - count // 10):
+    for number in range(count - count // 4):
         yield AliasRemoved(_name(number + 1, like))
 
 
