@@ -5,11 +5,15 @@
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
+import shutil
 import tempfile
+import time
 import tracemalloc
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +25,7 @@ import coordjournal as cj
 from coordjournal import entry as entries
 from coordjournal.authority import wire
 from coordjournal.cli import main
-from coordjournal.cli.exits import NOT_FOUND, OPERATOR, REFUSED, USAGE
+from coordjournal.cli.exits import NOT_FOUND, OPERATOR, REFUSED, TRY_AGAIN, USAGE
 from coordjournal.cli.lines import BadLine, parse
 from coordjournal.entry import decode_entries, encode_entries
 from coordjournal.errors import InvalidEvent, OperatorNeeded, Rejected
@@ -48,6 +52,8 @@ COMMANDS: Final = (
     *("spaces", "export", "import", "verify", "compact"),
 )
 PEAK_BYTES: Final = 64 << 20
+NOWHERE: Final = "127.0.0.1:1"  # nobody listens there, and the kernel says so at once
+PATHS: Final = ("--repo", "--cache-dir", "--rejects")
 
 
 def intents(data: bytes) -> None:
@@ -143,27 +149,91 @@ def _is_text(data: bytes) -> bool:
 
 
 def cli(data: bytes) -> None:
-    """A command line on a repository that is not there: an exit code and words; nothing is made."""
+    """A command line, on a repository that is not there and on one that is: an exit code and words.
+
+    What is refused makes nothing, and changes no branch, object or setting.
+    """
     words = [os.fsdecode(word) for word in data.split(b"\0")]
-    command, rest = COMMANDS[len(data) % len(COMMANDS)], words
-    if any(word.startswith(("--etcd", "--repo", "--follow", "-f", "--reject", "--cache")) for word in rest):
-        return  # not to reach out of here
-    with tempfile.TemporaryDirectory() as home:
-        before, environment = Path.cwd(), dict(os.environ)
-        out, err = io.BytesIO(), io.BytesIO()
-        try:
-            os.chdir(home)
-            os.environ.update(COORDJOURNAL_REPO=f"{home}/none.git", COORDJOURNAL_ACTOR="a")
-            with streams(io.BytesIO(), out, err):
-                code = main([command, *rest])
-        finally:
-            os.chdir(before)
-            os.environ.clear()
-            os.environ.update(environment)
-        assert code in (0, USAGE, NOT_FOUND, REFUSED, OPERATOR), f"{code}: {err.getvalue()!r}"
-        assert code == 0 or err.getvalue() or out.getvalue(), "it failed without a word"
-        assert b"Traceback" not in err.getvalue()
-        assert [path.name for path in Path(home).iterdir()] in ([], ["none.git"])
+    command = COMMANDS[len(data) % len(COMMANDS)]
+    if any(word.startswith(("--follow", "-f")) for word in words):
+        return  # it never ends
+    with tempfile.TemporaryDirectory() as place:
+        home = Path(place)
+        tamed = [command, *tame(words)]
+        if any(word.startswith("--etcd") for word in tamed):
+            tamed += ["--timeout", "0.2"]
+        _, made = run(tamed, home, "none.git")
+        assert not [name for name in made - named(tamed) if not name.endswith(".rejects.jsonl")], made
+        shutil.copytree(content(), home / "wiki.git")
+        before = journal_of(home / "wiki.git")
+        code, _ = run(tamed, home, "wiki.git")
+        assert code == 0 or journal_of(home / "wiki.git") == before, f"exit code {code}, and it is changed"
+
+
+def tame(words: list[str]) -> list[str]:
+    """Return the words with what reaches out of here, to a host or to a path, led elsewhere."""
+    tamed: list[str] = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        before = tamed[-1] if tamed else ""
+        if name.startswith("--etcd") and equals:
+            word = f"{name}={NOWHERE}"
+        elif name in PATHS and equals:
+            word = f"{name}={inside(value)}"
+        elif before.startswith("--etcd"):
+            word = NOWHERE
+        elif before in PATHS:
+            word = inside(word)
+        tamed.append(word)
+    return tamed
+
+
+def inside(path: str) -> str:
+    """Return a path that leads to nothing but a name in this very directory."""
+    return path.replace("/", "_").replace("..", "_")
+
+
+def named(words: list[str]) -> set[str]:
+    """Return the names that a command line names, and the repository's."""
+    return {"none.git"} | {name for word in words for name in (word, word.partition("=")[2])}
+
+
+def run(words: list[str], home: Path, repo: str) -> tuple[int, set[str]]:
+    """Run a command line in a directory of its own; return its exit code and what is in the directory then."""
+    before, environment = Path.cwd(), dict(os.environ)
+    out, err = io.BytesIO(), io.BytesIO()
+    try:
+        os.chdir(home)
+        os.environ.update(COORDJOURNAL_REPO=str(home / repo), COORDJOURNAL_ACTOR="a")
+        with streams(io.BytesIO(), out, err):
+            code = main(words)
+    finally:
+        os.chdir(before)
+        os.environ.clear()
+        os.environ.update(environment)
+    assert code in (0, USAGE, NOT_FOUND, REFUSED, TRY_AGAIN, OPERATOR), f"{code}: {err.getvalue()!r}"
+    assert code == 0 or err.getvalue() or out.getvalue(), "it failed without a word"
+    assert b"Traceback" not in err.getvalue()
+    return code, {path.name for path in home.iterdir()}
+
+
+@cache
+def content() -> Path:
+    """Return a repository with two spaces, to be copied."""
+    path = Path(tempfile.mkdtemp(prefix="hostile-")) / "wiki.git"
+    atexit.register(shutil.rmtree, path.parent, ignore_errors=True)
+    with cj.DecisionLog.open(path, actor="a") as log:
+        log.append("s", cj.AliasSet("A", "B"), key="k", at=TIME)
+        log.append("s", cj.OverlaySet("B", "o", "text/plain", "words"), at=TIME)
+        log.append("t", cj.AliasSet("A", "C"), at=TIME)
+    return path
+
+
+def journal_of(path: Path) -> dict[str, bytes]:
+    """Return all that is the journal, not derived from it: branches, objects, settings."""
+    parts = (*("refs", "objects"), "config", "HEAD", "packed-refs")
+    files = (file for part in parts for file in ((path / part).rglob("*") if (path / part).is_dir() else [path / part]))
+    return {str(file.relative_to(path)): file.read_bytes() for file in files if file.is_file()}
 
 
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
@@ -180,7 +250,14 @@ SEEDS: Final[dict[str, list[bytes]]] = {
     "jsonl": [LINE],
     "sqldump": [SMALL],
     "names": [b"Home", "é".encode(), b"a\xcc\x88"],
-    "cli": [b"s\0alias\0A\0B", b"s\0--after\0" + b"1", b"--help"],
+    "cli": [
+        *(b"s\0alias\0A\0B", b"s\0--after\0" + b"1", b"--help", b"s\0--repo\0wiki.git\0--cache-dir\0cache"),
+        *(
+            b"jsonl\0s\0x\0--rejects\0wiki.git",
+            b"s\0--etcd\0x\0--consistency\0local",
+            b"s\0unalias\0A\0--expect\0" + b"1",
+        ),
+    ],
 }
 
 
@@ -239,3 +316,30 @@ def test_a_flood_of_input_takes_bounded_memory(target: str) -> None:
             assert tracemalloc.get_traced_memory()[1] < PEAK_BYTES
         finally:
             tracemalloc.stop()
+
+
+NOTHING_COMES: Final = (
+    *("append s alias B A", "append s alias A A", "append s unalias X", "append s alias C", "append S alias C D"),
+    *("append s alias C D --expect 1", "append s alias C D --key k", "append s alias C D --at yesterday"),
+    *("append s alias C D --etcd 127.0.0.1:1 --timeout 0.2", "append s alias C D --etcd 127.0.0.1:1 --prefix x"),
+    *("append s alias C D --repo wiki.git/config", "append s alias C D --repo wiki.git/refs", "append new alias C C"),
+    *(
+        "state s --etcd 127.0.0.1:1",
+        "verify --etcd nowhere:x",
+        "adopt --etcd 127.0.0.1:1",
+        "recover --etcd 127.0.0.1:1",
+    ),
+    *("import jsonl s --rejects wiki.git wiki.git/config", "import jsonl s missing", "import jsonl s wiki.git"),
+    *("verify u", "log s --after 9 --upto 99", "show s 9", "diff s 1 9", "adopt --to etcd", "holders u", "handoff s"),
+)
+
+
+@pytest.mark.parametrize("line", NOTHING_COMES)
+def test_a_refused_command_changes_nothing_in_a_journal_with_content(tmp_path: Path, line: str) -> None:
+    shutil.copytree(content(), tmp_path / "wiki.git")
+    before, began = journal_of(tmp_path / "wiki.git"), time.monotonic()
+    code, made = run(line.split(), tmp_path, "wiki.git")
+    assert code != 0
+    assert time.monotonic() - began < 10
+    assert journal_of(tmp_path / "wiki.git") == before
+    assert made == {"wiki.git"}
