@@ -324,9 +324,8 @@ NOTHING_COMES: Final = (
     *("append s alias C D --etcd 127.0.0.1:1 --timeout 0.2", "append s alias C D --etcd 127.0.0.1:1 --prefix x"),
     *("append s alias C D --repo wiki.git/config", "append s alias C D --repo wiki.git/refs", "append new alias C C"),
     *(
-        "state s --etcd 127.0.0.1:1",
+        "state s --etcd 127.0.0.1:1 --timeout 0.2",
         "verify --etcd nowhere:x",
-        "adopt --etcd 127.0.0.1:1",
         "recover --etcd 127.0.0.1:1",
     ),
     *("import jsonl s --rejects wiki.git wiki.git/config", "import jsonl s missing", "import jsonl s wiki.git"),
