@@ -13,7 +13,7 @@ import pytest
 from coordjournal.store.git import GitStore
 from tests.support import fsck
 
-_OURS: Final = frozenset({"coordjournal-watch", "coordjournal-keeper"})
+_OURS: Final = frozenset({"coordjournal-watch", "coordjournal-keeper", "coordjournal-worker", "coordjournal-minder"})
 _END_SECONDS: Final = 15.0
 
 

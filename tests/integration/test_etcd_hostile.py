@@ -12,7 +12,22 @@ from coordjournal.authority.wire import Refusal, decode_outcome
 from coordjournal.etcd import Get, Put
 from coordjournal.etcd.client import EtcdClient
 from coordjournal.testing.etcd import EtcdServer
-from tests.integration.etcd_parts import SPACE, Nodes, Party, check, drain, holding, node, read, server, told, unbroken
+from tests.integration.etcd_parts import (
+    SPACE,
+    Nodes,
+    Party,
+    check,
+    delete_key,
+    drain,
+    holding,
+    node,
+    read,
+    refused,
+    server,
+    then,
+    told,
+    unbroken,
+)
 from tests.integration.processes import quick_path
 
 __all__ = ["node", "quick_path", "server"]
@@ -77,8 +92,9 @@ def put(server: EtcdServer, *pairs: tuple[bytes, bytes]) -> None:
 
 
 def waiting(server: EtcdServer, party: Party) -> int:
+    """Return how many keys there are where intents are, of all spaces and of none."""
     client = EtcdClient([server.endpoint])
-    first = party.keys.intents_of(SPACE)
+    first = party.keys.intents
     count = client.get(Get(first, first[:-1] + b"0", only="count"), timeout=5)[1].count
     client.close()
     return count
@@ -134,6 +150,96 @@ def test_a_key_that_names_no_intent_is_swept(server: EtcdServer, node: Nodes) ->
     drain([holder])
     assert waiting(server, holder) == 0
     assert check(server, [holder]).keys() == {"first", "h"}
+
+
+@pytest.fixture
+def junk(server: EtcdServer, node: Nodes) -> int:
+    """Put more keys under a name that is no space's than one look shows."""
+    count, prefix = 10_100, node.prefix.encode() + b"intents/-/"
+    client = EtcdClient([server.endpoint])
+    for first in range(0, count, 100):
+        client.txn([], [Put(prefix + b"%d" % n, b"x") for n in range(first, first + 100)], timeout=5)
+    client.close()
+    return count
+
+
+def test_junk_is_in_nobodys_way_however_much_there_is(server: EtcdServer, node: Nodes, junk: int) -> None:
+    client, holder = node(role="client"), node(role="holder")
+    client.submit("k")
+    client.until("send")
+    assert waiting(server, client) == junk + 1
+    holder.node.identify()
+    holder.node.ensure_session()
+    holder.authority.tick()
+    drain([holder, client])
+    assert check(server, [client]).keys() == {"k"}
+    assert waiting(server, holder) == 0
+
+
+def test_junk_is_swept_round_by_round_so_that_the_session_is_kept(server: EtcdServer, node: Nodes, junk: int) -> None:
+    client, holder = node(role="client"), node(role="holder")
+    client.submit("k")
+    client.until("send")
+    holder.node.identify()
+    holder.node.ensure_session()
+
+    def slowly() -> None:
+        holder.clock.now += 0.1
+
+    holder.edge.always("withdraw", then(before=slowly))
+    rounds = 0
+    while waiting(server, holder):
+        before = holder.clock.now
+        holder.authority.tick()
+        assert holder.clock.now - before < 1.0
+        holder.run()
+        rounds += 1
+        assert rounds < 100
+    assert rounds > 10
+    drain([holder, client])
+    assert check(server, [client]).keys() == {"k"}
+
+
+def test_junk_that_may_not_be_swept_is_left_and_the_rest_is_served(
+    server: EtcdServer, node: Nodes, junk: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, holder = node(role="client"), node(role="holder")
+    client.submit("k")
+    client.until("send")
+    holder.node.identify()
+    holder.node.ensure_session()
+    holder.edge.always("withdraw", refused("permission denied"))
+    holder.authority.tick()
+    drain([holder, client])
+    assert check(server, [client]).keys() == {"k"}
+    assert waiting(server, holder) == junk
+    assert caplog.text.count("cannot be swept") == 1
+
+
+def test_junk_that_changes_while_it_is_swept_is_swept_the_next_time(server: EtcdServer, node: Nodes) -> None:
+    holder = holding(node)
+    keys = [holder.keys.intents + b"-/%d" % n for n in range(5)]
+    put(server, *((key, b"x") for key in keys))
+
+    def change() -> None:
+        put(server, (keys[3], b"y"))
+        delete_key(server, keys[1])
+
+    holder.edge.next("withdraw", then(before=change))
+    for left in (1, 0):
+        holder.clock.now += 10
+        holder.authority.tick()
+        assert waiting(server, holder) == left
+    assert read(server, keys[3]) is None
+
+
+def test_a_process_that_serves_nobody_sweeps_nothing(server: EtcdServer, node: Nodes) -> None:
+    bystander = node()
+    bystander.node.identify()
+    bystander.node.ensure_session()
+    put(server, (bystander.keys.intents + b"-/1", b"x"))
+    bystander.authority.tick()
+    assert waiting(server, bystander) == 1
 
 
 def test_an_intent_under_another_sessions_name_takes_nothing_from_it(server: EtcdServer, node: Nodes) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
+import urllib.request
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 import coordjournal as cj
+from coordjournal.authority.workers import MAX_WORKERS
+from coordjournal.etcd import Get
+from coordjournal.etcd.client import EtcdClient, parse_endpoints
 from coordjournal.testing.plugin import EtcdAtHand
 from tests.integration import etcd_workers as workers
 from tests.integration.etcd_parts import put_new
@@ -183,9 +189,10 @@ def test_a_log_made_before_a_fork_works_in_each_child_and_one_that_was_used_says
     assert (again[3], again[5]) == ("local", parent[5]), "the child's end took nothing from its parent's session"
 
 
-def test_a_thousand_spaces_in_four_processes(site: Site) -> None:
+def test_a_thousand_spaces_in_four_processes_take_one_lease_one_stream_and_few_threads_each(site: Site) -> None:
     with site.log() as log:
         log.append(SPACE, alias_of("made"))
+    streams = watch_streams(site)
     names = [f"w{number}" for number in range(4)]
     children = [site.start(workers.many_spaces, name, 250) for name in names]
     try:
@@ -195,14 +202,38 @@ def test_a_thousand_spaces_in_four_processes(site: Site) -> None:
             child.send([other for other in names if other != name][:1])
         for child in children:
             assert child.receive() == "others"
+        assert watch_streams(site) - streams == 4
+        held, sessions = leases_of(site, "holders"), leases_of(site, "nodes")
+        assert len(held) == 1000, "each space is held"
+        assert len(set(sessions)) == 4
+        assert set(held) == set(sessions)
         for child in children:
             child.send("end")
         results = [child.result() for child in children]
     finally:
         for child in children:
             child.__exit__(None, None, None)
-    for own, via, _ in results:
+    for own, via, threads in results:
         assert own == [1] * 250
         assert set(via) == {"forwarded"}
+        assert threads <= MAX_WORKERS + 8, "the keeper, the watch's and gRPC's are the rest"
     with site.log("client") as log:
         assert len(log.spaces()) == 1001
+
+
+def watch_streams(site: Site) -> int:
+    """Return how many streams of watches all members of etcd serve, by their own count."""
+    streams = 0
+    for endpoint in site.etcd.split(","):
+        with urllib.request.urlopen(f"http://{endpoint.removeprefix('http://')}/metrics", timeout=10) as metrics:
+            found = re.search(r"^etcd_debugging_mvcc_watch_stream_total (\S+)$", metrics.read().decode(), re.MULTILINE)
+        assert found is not None
+        streams += int(float(found[1]))
+    return streams
+
+
+def leases_of(site: Site, kind: str) -> list[int]:
+    """Return the lease of each key of a kind."""
+    with closing(EtcdClient(parse_endpoints(site.etcd))) as client:
+        first = f"{site.prefix}{kind}/".encode()
+        return [kv.lease for kv in client.get(Get(first, first[:-1] + b"0"), timeout=10)[1].kvs]
