@@ -624,11 +624,15 @@ def test_another_history_is_believed(count: int, question: Question, small: Trut
     assert_mended(truth)
 
 
-def test_a_branch_that_was_deleted_begins_anew(small: Truth) -> None:
+def test_a_branch_that_was_deleted_begins_anew_where_that_is_wanted(small: Truth) -> None:
     nothing = small.upto(0)
     with cj.DecisionLog.open(small.repo) as old, cj.DecisionLog.open(small.repo) as new:
         ask(old, small)
         git(small.repo, "update-ref", "-d", f"refs/heads/{SPACE}")
+        for log in (old, new):
+            with pytest.raises(cj.Corrupt, match="to begin the space anew on purpose, delete"):
+                log.append(SPACE, alias(1))
+        (small.repo / "coordjournal" / "begun" / SPACE).unlink()
         refuses(old)
         assert new.head(SPACE) == cj.Head()
         assert (list(new.events(SPACE)), new.state(SPACE)) == ([], EMPTY)
