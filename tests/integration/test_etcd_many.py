@@ -12,6 +12,7 @@ import pytest
 
 import coordjournal as cj
 from coordjournal.authority import etcd as authority_etcd
+from coordjournal.authority import workers as authority_workers
 from coordjournal.authority.member import IDLE_SECONDS
 from coordjournal.authority.workers import MAX_WORKERS
 from coordjournal.etcd import Get, Put
@@ -110,8 +111,8 @@ def test_a_space_in_which_somebody_waits_or_remembers_what_is_not_known_is_not_f
     party.authority.tick()
     party.run()
     party.authority.tick()
-    assert not party.holds
     assert SPACE in party.authority.members, "the next attempt under that key is no first one"
+    assert not party.holds
 
 
 def test_the_outcome_of_a_forgotten_space_answers_no_later_intent(server: EtcdServer, node: Nodes) -> None:
@@ -186,11 +187,15 @@ def test_a_flood_of_names_takes_few_threads_and_does_not_hold_up_our_own(server:
 def test_an_append_for_which_there_is_no_thread_just_now_is_appended_later(
     log: cj.DecisionLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(authority_workers, "_THREAD_SECONDS", 0.05)
+    monkeypatch.setattr(authority_etcd, "_RESCAN_SECONDS", 60.0)  # which would find it, too
+    first = log.append(SPACE, cj.AliasSet(alias="b", target="page:1"))
+    until(lambda: not workers(), "the threads to end")
     with monkeypatch.context() as system:
         deny(system, "coordjournal-worker", "coordjournal-minder")
         futures = [log.submit(SPACE, cj.AliasSet(alias=f"a{n}", target="page:1")) for n in range(2)]
-    assert [future.result(20).seq for future in futures] == [1, 2]
-    assert log.append(SPACE, cj.AliasSet(alias="b", target="page:1")).seq == 3
+    receipts = [future.result(20) for future in futures]
+    assert [(receipt.seq, receipt.term) for receipt in receipts] == [(2, first.term), (3, first.term)]
 
 
 @pytest.mark.parametrize("name", ["coordjournal-keeper", "coordjournal-watch"])
@@ -202,6 +207,23 @@ def test_a_log_that_cannot_begin_says_so_and_begins_later(
         with pytest.raises(cj.Unavailable, match="no thread"):
             log.submit(SPACE, cj.AliasSet(alias="a", target="page:1"))
     assert log.append(SPACE, cj.AliasSet(alias="a", target="page:1")).seq == 1
+
+
+def test_a_watcher_that_cannot_begin_can_be_closed_or_begin_later(
+    server: EtcdServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = EtcdClient([server.endpoint])
+    never, later = client.watcher(), client.watcher()
+    with monkeypatch.context() as system:
+        deny(system, "coordjournal-watch")
+        for watcher in (never, later):
+            with pytest.raises(RuntimeError):
+                watcher.add(b"/a", b"", lambda changes: None)
+    never.close()
+    stands = threading.Event()
+    later.add(b"/a", b"", lambda changes: stands.set())
+    assert stands.wait(10)
+    client.close()
 
 
 def test_a_log_that_never_had_a_thread_is_closed_and_its_session_ends(

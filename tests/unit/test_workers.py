@@ -87,8 +87,8 @@ def test_many_spaces_take_few_threads_which_end_when_nothing_is_left(
         return 0.0 if left[space.space] else None
 
     busy = pool(step)
-    for name in left:
-        busy.kick(Space(name))
+    for number, name in enumerate(left):
+        busy.kick(Space(name, own=number % 2 == 0))
     until(lambda: not any(left.values()), "all to be stepped")
     assert busy.most_at_once <= 4
     until(lambda: not of_the_pool(), "the threads to end")
