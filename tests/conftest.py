@@ -13,7 +13,15 @@ import pytest
 from coordjournal.store.git import GitStore
 from tests.support import fsck
 
-_OURS: Final = frozenset({"coordjournal-watch", "coordjournal-keeper", "coordjournal-worker", "coordjournal-minder"})
+_OURS: Final = frozenset(
+    {
+        "coordjournal-watch",
+        "coordjournal-keeper",
+        "coordjournal-worker",
+        "coordjournal-minder",
+        "coordjournal-compaction",
+    }
+)
 _END_SECONDS: Final = 15.0
 
 

@@ -41,7 +41,7 @@ def fsck(repo: Path) -> None:
         check=False,
     )
     words = [line for line in done.stderr.splitlines() if not line.startswith("notice: ")]
-    assert (done.returncode, done.stdout, words) == (0, "", [])
+    assert (done.returncode, done.stdout, words) == (0, "", []), f"{done.stdout}{done.stderr}"
 
 
 def python(code: str, *args: str | Path, stdin: int | None = None) -> subprocess.Popen[str]:

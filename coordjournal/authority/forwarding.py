@@ -18,6 +18,7 @@ from coordjournal.authority.node import Node, one
 from coordjournal.authority.tenure import Parted, receipt_head, roll_forward, see_no_parting
 from coordjournal.authority.wire import (
     MAX_INTENT_APPENDS,
+    Accepted,
     OutcomeItem,
     decode_outcome,
     encode_intent,
@@ -210,7 +211,7 @@ class Forwarding:
         for item in items:
             by_key.setdefault(item.key, []).append(item)
         found = [(asked, whole or self._taken(by_key, asked.append.key)) for asked in sent.asked]
-        if any(item is None for _, item in found):
+        if any(item is None or not self._is_so(item) for _, item in found):
             logger.warning("space %s: the outcome of intent %d does not answer it", self._space, number)
             self._lose(sent, maybe=True)
             return True
@@ -220,6 +221,16 @@ class Forwarding:
             self._tell(asked, outcome, parting)
         del self.open[number]
         return True
+
+    def _is_so(self, item: OutcomeItem) -> bool:
+        """Whether what an outcome tells of an append is what the log says of it; true if the log is not to be read yet."""
+        if not isinstance(item, Accepted):
+            return True
+        try:
+            stands = self._node.store.load(self._space, item.commit)
+        except CoordJournalError:
+            return self._node.store.patience > 0  # else it is here, since it was synced before it was published
+        return (stands.key, stands.first, stands.seq, stands.term) == (item.key, item.first, item.seq, item.term)
 
     @staticmethod
     def _taken(by_key: dict[str, list[OutcomeItem]], key: str) -> OutcomeItem | None:

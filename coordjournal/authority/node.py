@@ -196,6 +196,8 @@ class Node:
         known = one(self.get(Get(self.keys.journal))[0])
         journal = self.store.claim(ETCD, known.value.decode("ascii", "replace") if known else "", place)
         if known:
+            if known.value != journal.encode():
+                raise foreign(known.value.decode("ascii", "backslashreplace"), journal, place)
             return journal
         spaces = self.store.spaces()
         if spaces and one(self.get(Get(self.keys.journal))[0]) is None:  # else it was another process's first append

@@ -91,7 +91,9 @@ class GitStore:
         self._spines: dict[str, tuple[str, tree.Spine]] = {}
         self._journal = ""  # the one that was claimed
         self._groups = 0
+        self._compacting = threading.Lock()  # around the two below
         self._compactor: threading.Thread | None = None
+        self._closed = False
 
     def claim(self, authority: str, journal: str = "", place: str = "") -> str:
         path = str(self.repository.path)
@@ -446,16 +448,22 @@ class GitStore:
             raise Undecided(f"the disk does not confirm where the branch {space} is: {error}") from error
 
     def _compact_if_due(self) -> None:
-        if self._compactor is not None and self._compactor.is_alive():
-            return
-        try:
-            if not compaction.is_due(self.repository):
+        with self._compacting:  # each space has a thread of its own, and one compactor is enough
+            if self._closed or (self._compactor is not None and self._compactor.is_alive()):
                 return
-        except OSError as error:  # the append is made; that the packs cannot be counted must not hide it
-            logger.warning("the packs of %s cannot be counted: %s", self.repository.path, error)
-            return
-        self._compactor = threading.Thread(target=self._compact, name="coordjournal-compaction", daemon=True)
-        self._compactor.start()
+            try:
+                if not compaction.is_due(self.repository):
+                    return
+            except OSError as error:  # the append is made; that the packs cannot be counted must not hide it
+                logger.warning("the packs of %s cannot be counted: %s", self.repository.path, error)
+                return
+            compactor = threading.Thread(target=self._compact, name="coordjournal-compaction", daemon=True)
+            try:
+                compactor.start()
+            except RuntimeError as error:  # no thread is to be had: the next look tries again
+                logger.warning("the packs of %s cannot be compacted now: %s", self.repository.path, error)
+                return
+            self._compactor = compactor
 
     def _compact(self) -> None:
         try:
@@ -464,6 +472,8 @@ class GitStore:
             logger.exception("compaction of %s failed; nothing is lost, it is tried again", self.repository.path)
 
     def close(self) -> None:
+        with self._compacting:
+            self._closed = True
         if self._compactor is not None:
             self._compactor.join(timeout=10.0)
         self.repository.close()

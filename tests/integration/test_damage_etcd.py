@@ -446,20 +446,18 @@ def test_nothing_damaged_is_served_as_truth(journal: Journal) -> None:
                 journal.put(key, changed_to, leased=value.leased)
         errors = use(journal, what)
         assert errors <= EXPECTED[value.kind] | {"Undecided", "Unavailable"}, what
-        if value.kind in ("heads", "journal") and what != "journal emptied":  # for which see below
+        if value.kind in ("heads", "journal"):
             assert errors & EXPECTED[value.kind], what
         else:
             assert not errors, what
 
 
-@pytest.mark.xfail(reason="the authority takes an empty journal's id for none that it has to be")
 def test_an_empty_journal_is_another_one(journal: Journal) -> None:
     journal.put("journal", b"")
     assert isinstance(journal.fault(), cj.ForeignRepository)
     assert use(journal, "journal emptied") == {"ForeignRepository"}
 
 
-@pytest.mark.xfail(reason="a forwarder does not hold an outcome against the log, which it could read")
 def test_an_outcome_that_was_damaged_makes_no_receipt_that_is_not_true(server: EtcdServer, node: Nodes) -> None:
     """Each bit of its place in turn: seq, commit, term. What it does not say rightly, the log says."""
     holder, forwarder = holding(node), node()
