@@ -223,7 +223,7 @@ class Forwarding:
         return True
 
     def _is_so(self, item: OutcomeItem) -> bool:
-        """Whether what an outcome tells of an append is what the log says of it; true if the log is not to be read yet."""
+        """Whether an outcome tells of an append what the log does; true if the log is not to be read yet."""
         if not isinstance(item, Accepted):
             return True
         try:
