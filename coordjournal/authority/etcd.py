@@ -121,14 +121,15 @@ class EtcdAuthority:
             if found is None:
                 raise
             branch = Head()
-        if branch.seq > head.seq:
-            # It may have grown just now. But it never is ahead of etcd, so one that is ahead of a later look says more.
+        known = max(branch.seq, self._seen.get(space, 0))
+        if known > head.seq:
+            # It may have grown just now. But nothing is ahead of etcd, so what is ahead of a later look says more.
             if node.clock() >= deadline:
                 raise Unavailable(f"etcd does not tell the head of space {space} in time")
             head, found = node.published(space, deadline - node.clock())
-            if branch.seq > head.seq:
+            if known > head.seq:
                 node.identify()
-                raise _fallen_behind(space, branch, head if found else None)
+                raise _fallen_behind(space, known, branch.seq, head if found else None)
         pause, patient_until = 0.01, min(deadline, node.clock() + node.store.patience)
         while head.seq and not node.store.has(space, head):  # the branch may be in sight sooner
             if node.clock() >= patient_until:
@@ -504,16 +505,18 @@ class _HeadWatch:
                 self._moved.wait(seconds)
 
 
-def _fallen_behind(space: str, branch: Head, head: Head | None) -> HeadMissing | HeadBehind:
+def _fallen_behind(space: str, known: int, branch: int, head: Head | None) -> HeadMissing | HeadBehind:
+    fact = f"the branch of space {space} is at entry {known}"
+    if branch < known:
+        fact = f"this process has read entry {known} of space {space}"
     if head is None:
         return HeadMissing(
-            f"space {space} has a branch, and etcd knows no head of it: etcd was wiped, or it is another one",
+            f"{fact}, and etcd knows no head of it: etcd was wiped, or it is another one",
             f"space {space}",
             f"name the right etcd and prefix; or run `coordjournal recover {space}`",
         )
     return HeadBehind(
-        f"the branch is at entry {branch.seq}, the published head is entry {head.seq} only: etcd was restored from an"
-        " older time",
+        f"{fact}, the published head is entry {head.seq} only: etcd was restored from an older time",
         f"space {space}",
         f"run `coordjournal recover {space}`, which shows what there is",
     )

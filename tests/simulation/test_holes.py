@@ -61,6 +61,19 @@ def pass_by(hand: Hand, seconds: float) -> None:
     hand.world.now += seconds
 
 
+def test_who_read_what_a_wiped_etcd_lost_is_told_of_the_etcd(world: Hands) -> None:
+    """Published, read, and not on the branch yet: neither is there any more, and the reader knows better."""
+    holder, reader = Hand(world, "a"), Hand(world, "b", role="client")
+    world.disk.fails = lambda step: step == "advance"
+    holder.submit("k1")
+    holder.steps()
+    assert reader.authority.head(SPACE).seq == 1
+    world.server.wipe()
+    assert world.store.head(SPACE).seq == 0
+    with pytest.raises(HeadMissing, match="has read entry 1"):
+        reader.authority.head(SPACE)
+
+
 # Etcd forgot, and its revisions repeat.
 
 
