@@ -183,10 +183,10 @@ class EtcdAuthority:
     def _end(self, members: Sequence[Member], deadline: float) -> None:
         """Answer all callers, and end the threads."""
         for member in members:
-            member.close_intake()
+            member.intake.close()
         for member in members:
             if not member.wait_idle(max(0.0, deadline - time.monotonic())):
-                member.abandon()
+                member.intake.abandon()
         self._stop.set()
         with self._lock:
             waited = list(self._head_watches.values())
@@ -438,7 +438,7 @@ class EtcdAuthority:
                 self._look_after_held(member, now, balance=balance)
             else:
                 self._stuck.pop(member, None)
-                kept = _REMEMBERED_SECONDS if member.remembers else IDLE_SECONDS
+                kept = _REMEMBERED_SECONDS if member.intake.remembers else IDLE_SECONDS
                 if member.spare and member.unused_for > (_CROWDED_SECONDS if self._crowded else kept):
                     self._drop(member)
         self._forget_heads()

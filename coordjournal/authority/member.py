@@ -1,4 +1,4 @@
-"""One process's part in one space under etcd: holder now, forwarder then, and what waits meanwhile.
+"""One process's part in one space under etcd: holder now, forwarder then; `intake` has what waits meanwhile.
 
 `step` does the one thing that is due next and says when to call it again. Threads only drive it, so a
 test can interleave the steps of several processes, stop one between any two, and wake it later.
@@ -7,28 +7,21 @@ test can interleave the steps of several processes, stop one between any two, an
 from __future__ import annotations
 
 import logging
-import threading
-import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Final
 
-import msgspec
-
-from coordjournal.authority.forwarding import Asked, Forwarding, Sent, as_own, batch, not_in_the_branch
-from coordjournal.authority.lane import AppendFuture, Pulse, rough_bytes
+from coordjournal.authority.forwarding import Asked, Forwarding, as_own, batch, not_in_the_branch
+from coordjournal.authority.intake import Intake
+from coordjournal.authority.lane import AppendFuture, Pulse
 from coordjournal.authority.node import GRANT, Node, told
 from coordjournal.authority.tenure import Parted, Proposal, Tenure, Verdict, campaign
 from coordjournal.entry import Append, Receipt
-from coordjournal.errors import Closed, CoordJournalError, MissingObjects, OperatorNeeded, Unavailable, Undecided
+from coordjournal.errors import CoordJournalError, MissingObjects, OperatorNeeded, Unavailable
 from coordjournal.etcd import EtcdError, Refused, Unanswered
 from coordjournal.store import HeadMoved
 
-_MAX_WAITING: Final = 1 << 16  # appends of one space; more are refused at once
-_MAX_WAITING_BYTES: Final = 256 << 20  # about so much in memory
-_MAX_GROUP: Final = 1024  # own appends
-_MAX_GROUP_BYTES: Final = 8 << 20
 _MAX_INBOX: Final = 4096  # outcomes that were told and not looked at; what is dropped is asked for
 _MAX_OPEN: Final = 64  # intents; what else gathers stays in the queue
 _ASK_SECONDS: Final = 0.5  # how long an outcome is waited for before it is asked for, at first
@@ -36,12 +29,9 @@ _MAX_ASK_SECONDS: Final = 4.0
 _MAX_PAUSE_SECONDS: Final = 2.0  # between two tries of what fails
 _SUCCESSOR_SECONDS: Final = 2.0
 _BARRED_SECONDS: Final = 10.0  # where etcd gives no right to hold; each time so much longer, thrice that at most
-_MAX_RECEIPTS: Final = 4096  # that are remembered for those who wait under the same key
 _BUSY_APPENDS: Final = 100  # fewer are not worth a handoff
 _OTHERS_FIRST_SECONDS: Final = 0.5  # whoever hands over leaves the others so much time to come
 _FEW: Final = 4  # appends; for so many nobody waits for more
-_LOOKS: Final = 8
-_LOOK_SECONDS: Final = 0.00025
 _TAKE: Final = "read heads/ and successors/ and write holders/ below the prefix"
 _SERVE: Final = "read intents/ below the prefix"
 _PUBLISH: Final = "write heads/, intents/ and outcomes/ below the prefix"
@@ -55,7 +45,8 @@ class Member:
     """The appends of one space on their way through this process. `step` belongs to one thread at a time.
 
     `kick` is called when there is something to do; it must not block. `keep` is true where the space is
-    to be held though nobody needs it. `first_intent` is the number of the first intent.
+    to be held though nobody needs it. `first_intent` is the number of the first intent. `intake` is between
+    the callers and the steps.
     """
 
     def __init__(
@@ -71,22 +62,14 @@ class Member:
         self._node = node
         self._kick = kick
         self._forwarding = Forwarding(node, space, first_intent)
+        self.intake = Intake(node, space, self._forwarding, self._publishing, lambda: self._kick(self))
         self._stepping = False
-        self._lock = threading.Condition()
-        self._queue: deque[Asked] = deque()
-        self._queue_bytes = 0
         self._inbox: deque[tuple[int, bytes]] = deque(maxlen=_MAX_INBOX)
-        self._withdrawals: list[tuple[Asked, CoordJournalError | None]] = []
-        self._undecided: OrderedDict[str, bool] = OrderedDict()  # keys; whether not even the log can tell
-        self._forgot = False  # whether there were more of them
-        self._judging: list[Asked] = []  # taken from the queue, and neither sent nor decided
         self._proposal: tuple[Proposal, list[Asked]] | None = None
         self._answered = True  # whether the publish of the proposal was
-        self._closing = False
         self._barred = ""  # what etcd refused that a holder needs
         self._barred_times = 0
         self._barred_until = 0.0
-        self._receipts: OrderedDict[str, tuple[int, Receipt]] = OrderedDict()  # by key, with what was appended
         self._needed = keep  # whether to campaign though nothing of our own waits
         self._intents = False  # whether there may be intents to serve
         self._early = False  # whether those from before the election may still wait
@@ -129,101 +112,18 @@ class Member:
     def submit(self, append: Append) -> Future[Receipt]:
         """Take an append on. Raises `Unavailable` if too many wait, `Closed`."""
         future = AppendFuture(self, append.key)
-        asked = Asked(append, future)
-        future.add_done_callback(lambda _: self._note_outcome(asked))
-        with self._lock:
-            if self._closing:
-                raise Closed("the log was closed; open another one")
-            if len(self._queue) >= _MAX_WAITING or self._queue_bytes >= _MAX_WAITING_BYTES:
-                raise Unavailable(f"{len(self._queue):,} appends to space {self.space} wait already; try again later")
-            asked.again = self._forgot or append.key in self._undecided
-            asked.doubtful = self._undecided.get(append.key, False)
-            self._enqueue(asked)
-        self._kick(self)
+        self.intake.take_on(append, future)
         return future
-
-    def _note_outcome(self, asked: Asked) -> None:
-        if asked.future.cancelled():
-            return
-        error = asked.future.exception()
-        if error is None:
-            with self._lock:
-                self._receipts[asked.append.key] = _content(asked.append), asked.future.result()
-                if len(self._receipts) > _MAX_RECEIPTS:
-                    self._receipts.popitem(last=False)
-        elif isinstance(error, Undecided):
-            self._note_undecided(asked.append.key, doubtful=asked.doubtful)
-
-    def _note_undecided(self, key: str, *, doubtful: bool = False) -> None:
-        """Remember a key whose caller was told that it is not known: the next attempt under it is no first one."""
-        with self._lock:
-            self._undecided[key] = doubtful or self._undecided.get(key, False)
-            if len(self._undecided) > _MAX_WAITING:
-                self._undecided.popitem(last=False)
-                self._forgot = True
-
-    def _enqueue(self, asked: Asked, *, front: bool = False) -> None:
-        (self._queue.appendleft if front else self._queue.append)(asked)
-        self._queue_bytes += rough_bytes(asked.append)
 
     def withdraw(self, future: AppendFuture, seconds: float | None = None) -> bool:
         """Take an append back so that it certainly is not applied; false if that is not certain.
 
         May wait for etcd for so many seconds, for the future's own `cancel_seconds` unless given.
         """
-        taken_back = self._try_to_withdraw(future, future.cancel_seconds if seconds is None else seconds)
-        if not (taken_back or future.done()):
-            self._note_undecided(future.key)  # as its caller is about to be told
-        return taken_back
+        return self.intake.withdraw(future, future.cancel_seconds if seconds is None else seconds)
 
-    def _try_to_withdraw(self, future: AppendFuture, seconds: float) -> bool:
-        with self._lock:
-            queued = next((asked for asked in self._queue if asked.future is future), None)
-            if queued is not None and self._tell_receipt(queued):
-                self._unqueue(queued)
-                return False
-            asked = queued or next((asked for asked in self._under_way() if asked.future is future), None)
-            if asked is None or self._has_fellow(asked):
-                return False
-            asked.given_up = True
-            if queued is not None and not self._may_be_applied(queued):
-                self._unqueue(queued)
-                return True
-            self._withdrawals.append((asked, None))
-        self._kick(self)
-        with self._lock:
-            self._lock.wait_for(lambda: asked.withdrawn or future.done(), seconds)
-            asked.abandoned = not asked.withdrawn
-            if asked.withdrawn and self._has_fellow(asked):
-                asked.tell(_undecided("it was taken back, but another attempt under its key is on its way"))
-            return asked.withdrawn
-
-    def _unqueue(self, asked: Asked) -> None:
-        self._queue.remove(asked)
-        self._queue_bytes -= rough_bytes(asked.append)
-
-    def _tell_receipt(self, asked: Asked) -> bool:
-        """Give the caller the receipt that this process has for the same append; false if it has none."""
-        content, receipt = self._receipts.get(asked.append.key, (0, None))
-        if receipt is None or content != _content(asked.append):
-            return False
-        asked.tell(msgspec.structs.replace(receipt, duplicate=True))
-        return True
-
-    def _under_way(self) -> list[Asked]:
-        """Return what this process has sent or is publishing, and is not decided."""
-        sent = [asked for sent in self._open for asked in sent.asked]
-        publishing = self._proposal[1] if self._proposal is not None else []
-        return [*sent, *self._judging, *publishing, *self._forwarding.gone]
-
-    def _has_fellow(self, asked: Asked) -> bool:
-        """Whether another attempt of this process under the same key may yet be applied."""
-        key = asked.append.key
-        return any(other is not asked and other.append.key == key for other in (*self._queue, *self._under_way()))
-
-    def _may_be_applied(self, asked: Asked) -> bool:
-        """Whether an attempt under its key may have been applied, this one or another that was told so meanwhile."""
-        return asked.may_be_applied or asked.append.key in self._undecided
+    def _publishing(self) -> list[Asked]:
+        return self._proposal[1] if self._proposal is not None else []
 
     def hint_intents(self) -> None:
         """Note that there may be intents to serve."""
@@ -273,28 +173,18 @@ class Member:
         """Whether the space is held, or being taken over."""
         return self.tenure is not None or self._coming is not None
 
-    def close_intake(self) -> None:
-        """Take nothing on any more."""
-        with self._lock:
-            self._closing = True
-        self._kick(self)
-
     @property
     def idle(self) -> bool:
         """Whether nothing is on its way."""
+        intake = self.intake
         forwarded = self._forwarding.open or self._forwarding.gone or self._forwarding.emptied
-        return not (forwarded or self._judging or self._proposal or self._queue or self._withdrawals)
+        return not (forwarded or intake.judging or self._proposal or intake.waiting or intake.to_take_back)
 
     @property
     def spare(self) -> bool:
         """Whether nothing is lost with it: it has nothing to do, and nothing to remember but `next_intent`."""
-        lasting = self.holds or self.keep or self._undecided or self._forgot
+        lasting = self.holds or self.keep or self.intake.doubts
         return self.idle and not (lasting or self._needed or self._inbox or self._stepping)
-
-    @property
-    def remembers(self) -> bool:
-        """Whether it has receipts that it can tell again."""
-        return bool(self._receipts)
 
     @property
     def next_intent(self) -> int:
@@ -308,18 +198,7 @@ class Member:
 
     def wait_idle(self, seconds: float) -> bool:
         """Wait until nothing is on its way; whether that is so."""
-        with self._lock:
-            return self._lock.wait_for(lambda: self.idle, seconds)
-
-    def abandon(self) -> None:
-        """Answer everything that is still on its way, at the close."""
-        with self._lock:
-            queued, under_way = list(self._queue), self._under_way()
-            self._queue.clear()
-            self._queue_bytes = 0
-        self._tell_all(queued, Closed("the log was closed before the append was taken on"))
-        for asked in under_way:
-            asked.tell(_undecided("the log was closed while the append was on its way"))
+        return self.intake.wait_for(lambda: self.idle, seconds)
 
     # What the worker calls.
 
@@ -345,15 +224,14 @@ class Member:
             logger.log(logging.DEBUG if again else logging.WARNING, "space %s: %s", self.space, error)
             if isinstance(error, OperatorNeeded):
                 self._needed = False
-                self._fail(error)
+                self.intake.fail(error)
             delay = self._pause()
         except Exception as error:
             logger.exception("space %s: a step failed", self.space)
-            self._fail(Unavailable(f"nothing can be appended to space {self.space}: {error!r}"))
+            self.intake.fail(Unavailable(f"nothing can be appended to space {self.space}: {error!r}"))
             delay = self._pause()
         self.busy_since, self._stepping = None, False
-        with self._lock:
-            self._lock.notify_all()
+        self.intake.stepped()
         return delay
 
     def _pause(self) -> float:
@@ -365,12 +243,12 @@ class Member:
         node, forwarding = self._node, self._forwarding
         while self._inbox:
             forwarding.decided(*self._inbox.popleft())
-        self._take_back_gone()
+        self.intake.requeue_gone()
         if self._proposal is not None and not self._answered:
             return self._conclude(self.tenure.resolve(self._proposal[0]) if self.tenure is not None else "doubtful")
         if self._proposal is not None and self.tenure is not None:
             return self._publish(self.tenure)
-        if self.idle and self.tenure is None and (self._closing or not (self._needed or self.keep)):
+        if self.idle and self.tenure is None and (self.intake.closed or not (self._needed or self.keep)):
             return None
         node.identify()
         node.ensure_session()
@@ -381,7 +259,7 @@ class Member:
         if (sent := forwarding.unanswered()) is not None:
             forwarding.settle(sent)
             return 0.0
-        if self._withdrawals and self._withdraw():
+        if self.intake.to_take_back and self.intake.take_back_next():
             return 0.0
         if forwarding.emptied:
             forwarding.sweep()
@@ -391,9 +269,9 @@ class Member:
         return self._forward()
 
     def _hold(self, tenure: Tenure) -> float | None:
-        if self._successor is not None or (self._closing and self.idle and not self._intents):
+        if self._successor is not None or (self.intake.closed and self.idle and not self._intents):
             return self._hand_over(tenure)
-        if self._queue or self._intents:
+        if self.intake.waiting or self._intents:
             return self._serve(tenure)
         if tenure.lags:
             try:
@@ -422,8 +300,8 @@ class Member:
             self._early = any(intent.kv.create_revision < tenure.first_revision for intent in intents)
             self._intents = self._intents or bool(intents)  # there may be more
         if self._last_group > _FEW:
-            self._await_fellows()
-        own = [] if self._early else self._gather()
+            self.intake.await_more()
+        own = [] if self._early else self.intake.gather()
         self._last_group = len(own)
         if not (intents or own):
             return 0.0
@@ -431,31 +309,20 @@ class Member:
         try:
             proposal = tenure.propose(intents, [asked.append for asked in own], left)
         except HeadMoved:
-            self._requeue(own)
+            self.intake.requeue(own)
             self._step_down("the log has moved on without it")
             return 0.0
         except (Unavailable, OperatorNeeded) as error:
-            self._tell_all(own, error)
+            self.intake.tell_all(own, error)
             self._step_down(f"it cannot write: {error}")
             self._end(tenure)
             self._not_before = self._node.clock() + self._pause()
             raise
         except BaseException:
-            self._requeue(own)
+            self.intake.requeue(own)
             raise
         self._proposal, self._answered = (proposal, own), False
         return self._publish(tenure)
-
-    def _await_fellows(self) -> None:
-        """Wait a moment while appends keep coming: the callers of the last group are on their way with the next.
-
-        Measured with 32 threads: groups of 31 in the place of 16, and a quarter more appends a second.
-        """
-        before = -1
-        for _ in range(_LOOKS):
-            if before == (before := len(self._queue)):
-                return
-            time.sleep(_LOOK_SECONDS)
 
     def _publish(self, tenure: Tenure) -> float:
         assert self._proposal is not None
@@ -475,14 +342,14 @@ class Member:
         reason = error.reason if isinstance(error, Refused) else ""
         if reason == "lease not found":  # that of the outcomes
             self._node.forget_outcome_lease()
-            self._requeue(own)
+            self.intake.requeue(own)
             return 0.0
         logger.warning("space %s: nothing can be published: %s", self.space, error)
         if isinstance(error, Refused) and reason == "permission denied":
-            self._tell_all(own, told(error, f"nothing can be appended to space {self.space}, to {_PUBLISH}"))
+            self.intake.tell_all(own, told(error, f"nothing can be appended to space {self.space}, to {_PUBLISH}"))
             self._bar(error, _PUBLISH)
         else:
-            self._tell_all(own, told(error, f"nothing can be appended to space {self.space}"))
+            self.intake.tell_all(own, told(error, f"nothing can be appended to space {self.space}"))
         return self._pause()
 
     def _bar(self, refusal: Refused, step: str) -> None:
@@ -518,7 +385,8 @@ class Member:
             self._barred, self._barred_times = "", 0
             self._own += len(own)
             self._deliver(proposal, own)
-            self._proposal, self._judging = None, []
+            self._proposal = None
+            self.intake.done()
             self._node.replica(self.space).settle()
             self.published.beat()
             return 0.0
@@ -526,7 +394,7 @@ class Member:
             for asked in own:
                 asked.doubtful = True
         self._intents = self._intents or bool(proposal.intents)
-        self._requeue(own)
+        self.intake.requeue(own)
         self._proposal = None
         if verdict != "changed":
             self._step_down("another process holds it, or etcd lost what it knew")
@@ -535,7 +403,8 @@ class Member:
     def _part(self, tenure: Tenure, parting: Parted) -> float:
         """Acknowledge nothing of what was published, and let go: the branch went on from elsewhere meanwhile."""
         assert self._proposal is not None
-        (_, own), self._proposal, self._judging = self._proposal, None, []
+        (_, own), self._proposal = self._proposal, None
+        self.intake.done()
         logger.error("space %s: what was published is not acknowledged: %s", self.space, parting)
         for asked in own:
             asked.doubtful = True
@@ -554,7 +423,7 @@ class Member:
 
     def _forward(self) -> float | None:
         forwarding, now = self._forwarding, self._node.clock()
-        wanted = bool(self._queue or forwarding.open or self._needed or self.keep)
+        wanted = bool(self.intake.waiting or forwarding.open or self._needed or self.keep)
         mine = forwarding.holder == self._node.id
         begin = max(self._not_before, self._others_until)
         if self._may_hold and wanted and now >= begin and (mine or not forwarding.holder):
@@ -563,10 +432,10 @@ class Member:
             forwarding.ask()
             self._ask_after = min(2 * self._ask_after, _MAX_ASK_SECONDS)
             self._ask_at = self._node.clock() + self._ask_after
-            self._take_back_gone()
+            self.intake.requeue_gone()
             return 0.0
         room = len(forwarding.open) < _MAX_OPEN
-        own = self._gather(batch) if room and (forwarding.holder or not self._may_hold) else []
+        own = self.intake.gather(batch) if room and (forwarding.holder or not self._may_hold) else []
         if own:
             self._used = now
             self._ask_after = _ASK_SECONDS
@@ -575,10 +444,10 @@ class Member:
                 if not forwarding.send(own):
                     self._node.doubt_session()
             except Refused as refusal:
-                self._tell_all(own, told(refusal, f"nothing can be appended to space {self.space}"))
+                self.intake.tell_all(own, told(refusal, f"nothing can be appended to space {self.space}"))
                 raise
             finally:
-                self._judging = []
+                self.intake.done()
             return 0.0
         if self._node.role == "client":
             self._needed = False
@@ -645,122 +514,10 @@ class Member:
         logger.warning("space %s cannot be taken over: %s", self.space, error)
         self._needed = False
         if isinstance(error, OperatorNeeded):
-            self._fail(error)
+            self.intake.fail(error)
         elif not isinstance(error, CoordJournalError):
             logger.exception("space %s: the takeover failed", self.space)
-            self._fail(Unavailable(f"space {self.space} cannot be taken over: {error!r}"))
-
-    def _fail(self, error: CoordJournalError) -> None:
-        """Answer with an error what waits, and take back what was forwarded."""
-        self._tell_all(self._gather(), error)
-        with self._lock:
-            noted = {id(asked) for asked, _ in self._withdrawals}
-            under_way = [asked for sent in self._open for asked in sent.asked]
-            self._withdrawals += [(asked, error) for asked in under_way if id(asked) not in noted]
-
-    def _tell_all(self, taken: Sequence[Asked], error: CoordJournalError) -> None:
-        """Answer with an error what was taken from the queue and is certain not to be applied any more."""
-        self._judging = []
-        with self._lock:
-            fellows = {other.append.key for other in (*self._queue, *self._under_way())} if taken else set()
-        for asked in taken:
-            certain = not (self._may_be_applied(asked) or asked.append.key in fellows)
-            if certain and self._tell_receipt(asked):
-                continue
-            asked.tell(error if certain else _undecided(str(error)))
-
-    def _withdraw(self) -> bool:
-        """Take appends back, all of one intent together; false if there was nothing that it could do."""
-        with self._lock:
-            wanted, self._withdrawals = self._withdrawals, []
-        try:
-            return self._withdraw_some(wanted)
-        except BaseException:
-            with self._lock:
-                self._withdrawals = wanted + self._withdrawals
-            raise
-
-    def _withdraw_some(self, wanted: Sequence[tuple[Asked, CoordJournalError | None]]) -> bool:
-        open_ = {id(asked): sent for sent in self._open for asked in sent.asked}
-        reasons = {id(asked): reason for asked, reason in wanted}
-        done: Sent | None = None
-        keep: list[tuple[Asked, CoordJournalError | None]] = []
-        victims: list[Asked] = []
-        for asked, reason in wanted:
-            sent = open_.get(id(asked))
-            if sent is not None and done in (None, sent):
-                done = sent
-                victims.append(asked)
-            elif sent is not None:
-                keep.append((asked, reason))
-            elif not asked.future.done() and asked in self._queue:
-                self._look_up_queued(asked)
-        if done is None:
-            return False
-        self._forwarding.withdraw(done, victims)
-        for asked in victims:
-            reason = reasons[id(asked)]
-            if asked.withdrawn:
-                with self._lock:
-                    self._take_back(asked, reason)
-            elif not asked.future.done() and any(asked in s.asked for s in self._open):
-                keep.append((asked, reason))
-        with self._lock:
-            self._withdrawals += keep
-        return True
-
-    @property
-    def _open(self) -> list[Sent]:
-        return list(self._forwarding.open.values())
-
-    def _look_up_queued(self, asked: Asked) -> None:
-        """Take back what waits again after an attempt that may have been applied: the log tells."""
-        _, found = self._node.published(self.space, 3.0)
-        with self._lock:
-            if asked not in self._queue:
-                return
-            self._unqueue(asked)
-        self._forwarding.look_up(asked, found)
-        if asked.withdrawn:
-            with self._lock:
-                self._take_back(asked)
-
-    def _take_back_gone(self) -> None:
-        self._requeue(self._forwarding.gone)
-        self._forwarding.gone = []
-
-    def _requeue(self, asked: Iterable[Asked]) -> None:
-        """Put appends back, ahead of newer ones. What is to be taken back is, or is looked up first."""
-        self._judging = []
-        with self._lock:
-            back: list[Asked] = []
-            for item in reversed(list(asked)):
-                if item.given_up and not self._may_be_applied(item):
-                    back.append(item)
-                    continue
-                self._enqueue(item, front=True)
-                if item.given_up and all(asked is not item for asked, _ in self._withdrawals):
-                    self._withdrawals.append((item, None))
-            for item in back:  # when its fellows are in the queue again
-                self._take_back(item)
-
-    def _take_back(self, asked: Asked, reason: CoordJournalError | None = None) -> None:
-        """Note that an append certainly was not applied, and tell its caller unless it is waiting for just that."""
-        if self._tell_receipt(asked):
-            return
-        asked.withdrawn = True
-        if reason is not None or asked.abandoned:
-            why = reason or Unavailable(f"the append to space {self.space} was taken back in time")
-            asked.tell(_undecided(str(why)) if self._has_fellow(asked) else why)
-
-    def _gather(self, choose: Callable[[Iterable[Asked]], list[Asked]] | None = None) -> list[Asked]:
-        """Take the next ones from the queue: a group, or those that `choose` chooses, which are its first."""
-        with self._lock:
-            own = (choose or group)(self._queue)
-            for _ in own:
-                self._queue_bytes -= rough_bytes(self._queue.popleft().append)
-            self._judging = own
-        return own
+            self.intake.fail(Unavailable(f"space {self.space} cannot be taken over: {error!r}"))
 
     def _refused(self, refusal: Refused) -> float:
         logger.warning("space %s: etcd refuses: %s", self.space, refusal)
@@ -769,7 +526,7 @@ class Member:
             return 0.0
         if refusal.reason == "permission denied" and self.tenure is not None:
             self._bar(refusal, _SERVE)
-        self._fail(told(refusal, f"nothing can be appended to space {self.space}"))
+        self.intake.fail(told(refusal, f"nothing can be appended to space {self.space}"))
         return self._pause()
 
     def _hand_over(self, tenure: Tenure) -> float:
@@ -809,24 +566,3 @@ class Member:
             return ""
         session = max(served, key=lambda name: served[name])
         return session if session != self._node.id and 2 * served[session] > total else ""
-
-
-def group(waiting: Iterable[Asked]) -> list[Asked]:
-    """Return those of the appends that wait that a holder judges together."""
-    chosen: list[Asked] = []
-    size = 0
-    for asked in waiting:
-        if size >= _MAX_GROUP_BYTES or len(chosen) == _MAX_GROUP:
-            break
-        chosen.append(asked)
-        size += rough_bytes(asked.append)
-    return chosen
-
-
-def _content(append: Append) -> int:
-    """Return what two appends under one key have in common if they are the same."""
-    return hash((append.events, append.actor))
-
-
-def _undecided(why: str) -> Undecided:
-    return Undecided(f"{why}; it is not known whether it was appended: try the same key again")

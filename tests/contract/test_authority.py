@@ -147,7 +147,7 @@ def test_what_cannot_be_decided_before_the_close_is_closed(parts: Parts) -> None
 
 def test_too_many_waiting_appends_are_refused_at_once(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("coordjournal.authority.lane._MAX_WAITING", 10)
-    monkeypatch.setattr("coordjournal.authority.member._MAX_WAITING", 10)
+    monkeypatch.setattr("coordjournal.authority.intake._MAX_WAITING", 10)
     authority = parts.authority
     futures = []
     refused: list[cj.Unavailable] = []

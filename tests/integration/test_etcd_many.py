@@ -106,7 +106,7 @@ def test_a_space_in_which_somebody_waits_or_remembers_what_is_not_known_is_not_f
     party.edge.always("all", None)
     party.run()
     assert future.done()
-    party.member._note_undecided("doubted")
+    party.member.intake.note_undecided("doubted")
     party.clock.now += 1000
     party.authority.tick()
     party.run()

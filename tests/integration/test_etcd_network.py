@@ -11,8 +11,8 @@ from typing import Final
 import pytest
 
 import coordjournal as cj
+from coordjournal.authority.intake import Intake
 from coordjournal.authority.lane import AppendFuture
-from coordjournal.authority.member import Member
 from coordjournal.entry import Receipt
 from coordjournal.etcd import Get
 from coordjournal.etcd.client import EtcdClient, parse_endpoints
@@ -143,13 +143,13 @@ def test_while_etcd_stands_still_local_reads_go_on_and_appends_fail_by_their_dea
     server: EtcdServer, quick_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[float] = []
-    withdraw = Member._try_to_withdraw
+    withdraw = Intake._try_to_withdraw
 
-    def noted(member: Member, future: AppendFuture, seconds: float) -> bool:
+    def noted(intake: Intake, future: AppendFuture, seconds: float) -> bool:
         given.append(seconds)
-        return withdraw(member, future, seconds)
+        return withdraw(intake, future, seconds)
 
-    monkeypatch.setattr(Member, "_try_to_withdraw", noted)
+    monkeypatch.setattr(Intake, "_try_to_withdraw", noted)
     with ExitStack() as stack:
         site = Site(quick_path / "wiki.git", server.endpoint, "/still/", stack)
         log, other = site.log(), site.log()

@@ -9,8 +9,8 @@ from concurrent.futures import Future
 import pytest
 
 import coordjournal as cj
+from coordjournal.authority.intake import Intake
 from coordjournal.authority.lane import AppendFuture
-from coordjournal.authority.member import Member
 from coordjournal.authority.settings import Settings
 from coordjournal.entry import Receipt
 from coordjournal.etcd import Get
@@ -266,12 +266,12 @@ def test_an_append_ends_a_quarter_of_a_second_after_its_timeout(
             asked.append(seconds)
         return Future.result(future, 0)
 
-    def try_to_withdraw(member: Member, future: AppendFuture, seconds: float) -> bool:
+    def try_to_withdraw(intake: Intake, future: AppendFuture, seconds: float) -> bool:
         asked.append(seconds)
         return False
 
     monkeypatch.setattr(AppendFuture, "result", result)
-    monkeypatch.setattr(Member, "_try_to_withdraw", try_to_withdraw)
+    monkeypatch.setattr(Intake, "_try_to_withdraw", try_to_withdraw)
     log = log_of(node())
     with pytest.raises(cj.Undecided):
         log.append(SPACE, cj.AliasSet(alias="a", target="page:1"), key="k", timeout=timeout)

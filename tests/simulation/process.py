@@ -68,7 +68,7 @@ class SimulatedAuthority(EtcdAuthority):
     def _made(self, space: str) -> Member:
         member = super()._made(space)
         parts: Any = member
-        parts._lock = SimulatedCondition(self.process.scheduler)
+        parts.intake._lock = SimulatedCondition(self.process.scheduler)
         revoke = member.revoke
 
         def let_go() -> None:

@@ -638,7 +638,7 @@ def test_an_append_is_not_certainly_failed_while_its_fellow_waits(world: Hands) 
     hand.steps()
     second = hand.submit("k2")
     assert not hand.withdraw(first), "the other one may be applied"
-    hand.member._tell_all([hand.member._queue[0]], Unavailable("etcd is full"))
+    hand.member.intake.tell_all([hand.member.intake._queue[0]], Unavailable("etcd is full"))
     assert isinstance(second.exception(0), Undecided)
 
 
