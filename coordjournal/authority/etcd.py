@@ -2,7 +2,7 @@
 
 This module drives: a few threads for the spaces that have something to do (`workers`), one that keeps the
 session alive and looks after the rest, and the watch's. The protocol's steps are in `member`, `tenure` and
-`forwarding`.
+`forwarding`, what is read of heads in `reading`.
 """
 
 from __future__ import annotations
@@ -20,27 +20,18 @@ from typing import Final
 from coordjournal.authority import Consistency
 from coordjournal.authority.member import IDLE_SECONDS, Member
 from coordjournal.authority.node import Node
+from coordjournal.authority.reading import Reading
 from coordjournal.authority.rescan import Rescan
-from coordjournal.authority.wire import decode_head, range_of, session_of
+from coordjournal.authority.wire import range_of, session_of
 from coordjournal.authority.workers import Workers
 from coordjournal.entry import Append, Head, Receipt
-from coordjournal.errors import (
-    Closed,
-    CoordJournalError,
-    Corrupt,
-    HeadBehind,
-    HeadMissing,
-    MissingObjects,
-    NotFound,
-    Unavailable,
-)
+from coordjournal.errors import Closed, CoordJournalError, Unavailable
 from coordjournal.etcd import Change, EtcdError, Watcher
 
 _RESCAN_SECONDS: Final = 5.0
 _MAX_MEMBERS: Final = 4096  # spaces in hand; others' appends to more wait until some are done with
 _CROWDED_SECONDS: Final = 1.0  # a space that was not used for so long gives way then
 _REMEMBERED_SECONDS: Final = 600.0  # a space's late receipts are
-_WATCH_HEADS_SECONDS: Final = 60.0  # after the last call of `wait`
 _BALANCE_SECONDS: Final = 10.0
 
 logger = logging.getLogger(__name__)
@@ -69,11 +60,9 @@ class EtcdAuthority:
         self._keeper: threading.Thread | None = None
         self._pid = 0  # of the process whose session it is
         self._stop = threading.Event()
+        self._reading = Reading(node, self._stop)
         self._watcher: Watcher | None = None
         self._intent_watches: dict[str, int] = {}
-        self._head_watches: dict[str, _HeadWatch] = {}
-        self._seen: dict[str, int] = {}  # what was appended and read here, by space
-        self._confirmed: dict[str, tuple[int, float]] = {}  # which seq was the head, and when that was asked
         self._renew_at = 0.0
         self._rescan_at = 0.0
         self._balance_at = 0.0
@@ -83,90 +72,20 @@ class EtcdAuthority:
     def head(
         self, space: str, seconds: float = 10.0, consistency: Consistency = "linearizable", after: int = 0
     ) -> Head:
-        if consistency == "linearizable":
-            return self._published(space, seconds)
-        local = self.node.store.head(space)
-        if consistency == "session":
-            after = max(after, self._seen.get(space, 0))
-        if local.seq < after:
-            return self._published(space, seconds)
-        self._saw(space, local)
-        return local
+        return self._reading.head(space, seconds, consistency, after)
 
     def age(self, space: str) -> float | None:
-        confirmed = self._confirmed.get(space)
-        if confirmed is None or confirmed[0] > self.node.store.head(space).seq:
-            return None
-        return self.node.clock() - confirmed[1]
-
-    def _saw(self, space: str, head: Head) -> None:
-        if head.seq > self._seen.get(space, 0):
-            self._seen[space] = head.seq
-
-    def _published(self, space: str, seconds: float) -> Head:
-        asked = self.node.clock()
-        head = self._read_published(space, seconds)
-        self._saw(space, head)
-        if head.seq >= self._confirmed.get(space, (0, 0.0))[0]:
-            self._confirmed[space] = head.seq, asked
-        return head
-
-    def _read_published(self, space: str, seconds: float) -> Head:
-        node = self.node
-        deadline = node.clock() + seconds
-        head, found = node.published(space, seconds)
-        try:
-            branch = node.store.head(space)
-        except (Corrupt, NotFound):  # said by whoever needs it
-            if found is None:
-                raise
-            branch = Head()
-        known = max(branch.seq, self._seen.get(space, 0))
-        if known > head.seq:
-            # It may have grown just now. But nothing is ahead of etcd, so what is ahead of a later look says more.
-            if node.clock() >= deadline:
-                raise Unavailable(f"etcd does not tell the head of space {space} in time")
-            head, found = node.published(space, deadline - node.clock())
-            if known > head.seq:
-                node.identify()
-                raise _fallen_behind(space, known, branch.seq, head if found else None)
-        pause, patient_until = 0.01, min(deadline, node.clock() + node.store.patience)
-        while head.seq and not node.store.has(space, head):  # the branch may be in sight sooner
-            if node.clock() >= patient_until:
-                node.identify()
-                raise MissingObjects(
-                    f"entry {head.seq}, commit {head.commit}, is published, and its objects are not here",
-                    f"space {space}",
-                    f"bring them back; if they are lost for good, run `coordjournal recover {space}`",
-                )
-            self._stop.wait(pause)
-            pause = min(1.0, 2 * pause)
-        return head
+        return self._reading.age(space)
 
     def submit(self, space: str, append: Append) -> Future[Receipt]:
         with self._pinned(space) as member:
             future = member.submit(append)
-        future.add_done_callback(lambda done: self._acknowledged(space, done))
+        future.add_done_callback(lambda done: self._reading.acknowledged(space, done))
         return future
-
-    def _acknowledged(self, space: str, done: Future[Receipt]) -> None:
-        if not done.cancelled() and done.exception() is None:
-            receipt = done.result()
-            if receipt.seq > self._seen.get(space, 0):
-                self._seen[space] = receipt.seq
 
     def wait(self, space: str, seen: Head, seconds: float) -> None:
         self._start()
-        with self._lock:
-            watch = self._head_watches.get(space)
-            if watch is None and self._watcher is not None:
-                watch = self._head_watches[space] = _HeadWatch()
-                key = self.node.keys.head(space)
-                watch.number = self._watcher.add(key, b"", watch.tell)
-        if watch is None:
-            raise Closed("the log was closed; open another one")
-        watch.used = time.monotonic()
-        watch.wait(seen, seconds)
+        self._reading.wait(space, seen, seconds)
 
     def close(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -188,10 +107,7 @@ class EtcdAuthority:
             if not member.wait_idle(max(0.0, deadline - time.monotonic())):
                 member.intake.abandon()
         self._stop.set()
-        with self._lock:
-            waited = list(self._head_watches.values())
-        for watch in waited:
-            watch.tell(None)
+        self._reading.wake()
         self._workers.stop(max(0.1, deadline - time.monotonic()))
         if self._keeper is not None:
             self._keeper.join(max(0.1, deadline - time.monotonic()))
@@ -311,6 +227,7 @@ class EtcdAuthority:
         if self.node.role == "holder":
             watcher.add(*range_of(keys.intents), self._told_intents)
         self._watcher = watcher
+        self._reading.watch(watcher)
 
     def _told_holders(self, changes: Sequence[Change] | None) -> None:
         if changes is None:
@@ -441,7 +358,7 @@ class EtcdAuthority:
                 kept = _REMEMBERED_SECONDS if member.intake.remembers else IDLE_SECONDS
                 if member.spare and member.unused_for > (_CROWDED_SECONDS if self._crowded else kept):
                     self._drop(member)
-        self._forget_heads()
+        self._reading.forget()
 
     def _look_after_held(self, member: Member, now: float, *, balance: bool) -> None:
         since = member.busy_since
@@ -470,53 +387,3 @@ class EtcdAuthority:
                 self._stuck[member] = True
             except EtcdError as error:
                 logger.warning("space %s cannot be let go: %s", member.space, error)
-
-    def _forget_heads(self) -> None:
-        with self._lock:
-            for space, watch in list(self._head_watches.items()):
-                if time.monotonic() - watch.used > _WATCH_HEADS_SECONDS and self._watcher is not None:
-                    self._watcher.remove(watch.number)
-                    del self._head_watches[space]
-
-
-class _HeadWatch:
-    """Who waits for a space's head to move, and what the watch told of it last."""
-
-    def __init__(self) -> None:
-        self.number = 0
-        self.used = time.monotonic()
-        self._moved = threading.Condition()
-        self._seq = 0
-
-    def tell(self, changes: Sequence[Change] | None) -> None:
-        seq = 0
-        for kv, deleted in changes or ():
-            try:
-                seq = 0 if deleted else decode_head(kv.value, "").seq
-            except CoordJournalError:
-                seq = 0  # whoever reads it says so
-        with self._moved:
-            self._seq = seq
-            self._moved.notify_all()
-
-    def wait(self, seen: Head, seconds: float) -> None:
-        with self._moved:
-            if self._seq <= seen.seq:
-                self._moved.wait(seconds)
-
-
-def _fallen_behind(space: str, known: int, branch: int, head: Head | None) -> HeadMissing | HeadBehind:
-    fact = f"the branch of space {space} is at entry {known}"
-    if branch < known:
-        fact = f"this process has read entry {known} of space {space}"
-    if head is None:
-        return HeadMissing(
-            f"{fact}, and etcd knows no head of it: etcd was wiped, or it is another one",
-            f"space {space}",
-            f"name the right etcd and prefix; or run `coordjournal recover {space}`",
-        )
-    return HeadBehind(
-        f"{fact}, the published head is entry {head.seq} only: etcd was restored from an older time",
-        f"space {space}",
-        f"run `coordjournal recover {space}`, which shows what there is",
-    )

@@ -56,8 +56,8 @@ class SimulatedAuthority(EtcdAuthority):
         self.made: dict[str, int] = {}
         self.stop = SimulatedEvent(process.scheduler)
         parts: Any = self
-        parts._stop = self.stop
-        parts._lock = SimulatedLock(process.scheduler)
+        parts._stop = parts._reading._stop = self.stop
+        parts._lock, parts._reading._lock = SimulatedLock(process.scheduler), SimulatedLock(process.scheduler)
 
     def submit(self, space: str, append: Append) -> Future[Receipt]:
         future = super().submit(space, append)

@@ -696,7 +696,7 @@ def test_a_linearizable_read_waits_for_objects_though_the_branch_shows_them(worl
             world.now += seconds
             return False
 
-    other.authority._stop = Stop()  # type: ignore[assignment]  # what it waits by
+    other.authority._reading._stop = Stop()  # type: ignore[assignment]  # what it waits by
     head = other.authority.head(SPACE)
     assert head == world.head
     assert waits

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 from coordjournal.authority import etcd as etcd_module
+from coordjournal.authority import reading as reading_module
 from coordjournal.authority.wire import HeadValue, decode_head, range_of
 from coordjournal.entry import Head
 from coordjournal.etcd import KeyValue, Put, Refused
@@ -168,9 +169,10 @@ class World:
     @contextmanager
     def _real_parts_in_virtual_time(self) -> Iterator[None]:
         module: Any = etcd_module
+        reading: Any = reading_module
         logger, handler = logging.getLogger("coordjournal"), _Tell(self)
         before = module.time, logger.level, logger.propagate
-        module.time = SimpleNamespace(monotonic=lambda: self.scheduler.now)
+        module.time = reading.time = SimpleNamespace(monotonic=lambda: self.scheduler.now)
         logger.setLevel(logging.ERROR)
         logger.propagate = False
         logger.addHandler(handler)
@@ -179,6 +181,7 @@ class World:
         finally:
             logger.removeHandler(handler)
             module.time, logger.level, logger.propagate = before
+            reading.time = module.time
             logger.setLevel(before[1])
 
     def _begin(self) -> None:
