@@ -392,7 +392,8 @@ class DecisionLog:
         if state.seq > head.seq:  # another thread appended meanwhile, or the branch was set back
             head = self.head(space, consistency=consistency, after=after, timeout=timeout)
             store, authority = self._open()
-            lags = isinstance(authority, Serving) and (consistency or self._consistency) == "local"
+            # Under etcd the branch may lag behind what is published, and so behind what was folded here.
+            lags = isinstance(authority, Serving) and (consistency or self._consistency) != "linearizable"
             if state.seq > max(head.seq, store.head(space).seq) and not lags:  # etcd's head may be ahead of the branch
                 raise replica.set_back(head)
         return state

@@ -714,6 +714,18 @@ def test_a_local_read_may_be_older_than_what_was_read_before(world: Hands) -> No
     assert log.state(SPACE, consistency="local").seq == 2
 
 
+def test_between_publish_and_branch_move_a_state_may_be_newer_than_the_branch(world: Hands) -> None:
+    """Chaos found it: the branch's lock was another git's, and a session's read called the log damaged."""
+    world.disk.fails = lambda step: step == "advance"
+    holder = holding(world)
+    log = DecisionLog(lambda: holder.store, lambda store, replica: holder.authority, where="here")
+    assert log.head(SPACE, consistency="local").seq == 0
+    log._replicas(SPACE).exactly_at(world.head)  # as its holder folds what it publishes
+    assert world.store.head(SPACE).seq == 0
+    for consistency in ("local", "session", "linearizable"):
+        assert log.state(SPACE, consistency=consistency).seq == 1
+
+
 def test_a_conflict_names_a_head_that_was_the_newest(world: Hands) -> None:
     holder, other = holding(world, "k1", "k2"), Hand(world, "b")
     future = other.authority.submit(SPACE, Append((cj.AliasSet(alias="x", target="y"),), "b1", ACTOR, AT, 1))
