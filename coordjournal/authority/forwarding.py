@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from coordjournal.authority.node import Node, one
+from coordjournal.authority.node import Node, Presence, one
 from coordjournal.authority.tenure import Parted, receipt_head, roll_forward, see_no_parting
 from coordjournal.authority.wire import (
     MAX_INTENT_APPENDS,
@@ -115,14 +115,14 @@ class Forwarding:
         """The intent that was sent last."""
         return next(reversed(self.open.values()), None)
 
-    def send(self, asked: list[Asked]) -> bool:
+    def send(self, asked: list[Asked], presence: Presence) -> bool:
         """Put an intent. False if the session is lost: then it is not put, and `gone` has it.
 
         Raises `Unanswered`: then `settle` comes next; `Refused`: then it is not put, and not open.
         """
         node, keys = self._node, self._node.keys
         number, self.next = self.next, self.next + 1
-        sent = self.open[number] = Sent(number, asked, node.session.created, node.era)
+        sent = self.open[number] = Sent(number, asked, presence.created, node.era)
         self._see(asked, node.store.head(self._space).seq)
         then: list[Operation] = [
             Put(keys.intent(self._space, node.id, number), encode_intent([item.append for item in asked])),
@@ -167,7 +167,7 @@ class Forwarding:
         node, keys = self._node, self._node.keys
         intent, outcome = self._places(sent)
         look = [Get(intent), Get(outcome), Get(keys.head(self._space))]
-        then: list[Operation] = [Put(intent, b"", node.session.lease), *look[1:]]
+        then: list[Operation] = [Put(intent, b"", node.presence().lease), *look[1:]]
         guards = [] if sent.full else self._absent(sent)  # etcd without space takes no tombstone, and needs none
         done = node.txn(guards, look if sent.full else then, look)
         self.note_head(one(done.found[2]))
@@ -277,7 +277,7 @@ class Forwarding:
         guard = Compare(intent, "mod_revision", sent.mod_revision)
         look = [Get(intent), Get(outcome), head]
         try:
-            done = node.txn([guard], [Put(intent, raw, 0 if rest else node.session.lease), head], look)
+            done = node.txn([guard], [Put(intent, raw, 0 if rest else node.presence().lease), head], look)
         except OutOfSpace:
             if rest and sent is not self.last:
                 raise  # the others would be overtaken by what was sent after them

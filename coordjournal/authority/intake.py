@@ -206,8 +206,8 @@ class Intake:
 
     def requeue(self, asked: Iterable[Asked]) -> None:
         """Put appends back, ahead of newer ones. What is to be taken back is, or is looked up first."""
-        self.judging = []
         with self._lock:
+            self.judging = []  # here, so that at no moment an append is nowhere
             back: list[Asked] = []
             for item in reversed(list(asked)):
                 if item.given_up and not self._may_be_applied(item):
@@ -271,7 +271,7 @@ class Intake:
             elif sent is not None:
                 keep.append((asked, reason))
             elif not asked.future.done() and asked in self._queue:
-                self._look_up_queued(asked)
+                self._look_up_queued(asked, reason)
         if done is None:
             return False
         self._forwarding.withdraw(done, victims)
@@ -286,7 +286,7 @@ class Intake:
             self._withdrawals += keep
         return True
 
-    def _look_up_queued(self, asked: Asked) -> None:
+    def _look_up_queued(self, asked: Asked, reason: CoordJournalError | None) -> None:
         """Take back what waits again after an attempt that may have been applied: the log tells."""
         _, found = self._node.published(self._space, 3.0)
         with self._lock:
@@ -296,7 +296,7 @@ class Intake:
         self._forwarding.look_up(asked, found)
         if asked.withdrawn:
             with self._lock:
-                self._take_back(asked)
+                self._take_back(asked, reason)
 
     def stepped(self) -> None:
         """Have those who wait look again: a step is done."""

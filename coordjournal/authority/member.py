@@ -435,13 +435,14 @@ class Member:
             self.intake.requeue_gone()
             return 0.0
         room = len(forwarding.open) < _MAX_OPEN
+        presence = self._node.presence()  # before anything is taken from the queue, since it may fail
         own = self.intake.gather(batch) if room and (forwarding.holder or not self._may_hold) else []
         if own:
             self._used = now
             self._ask_after = _ASK_SECONDS
             self._ask_at = now + self._ask_after
             try:
-                if not forwarding.send(own):
+                if not forwarding.send(own, presence):
                     self._node.doubt_session()
             except Refused as refusal:
                 self.intake.tell_all(own, told(refusal, f"nothing can be appended to space {self.space}"))
@@ -464,7 +465,7 @@ class Member:
                 self._bar(refusal, _TAKE)
                 return 0.0
             if refusal.reason == "lease not found":
-                self._node.session.created = 0
+                self._node.lose_session()
                 return 0.0
             raise
         self._forwarding.holder = election.holder
@@ -522,7 +523,7 @@ class Member:
     def _refused(self, refusal: Refused) -> float:
         logger.warning("space %s: etcd refuses: %s", self.space, refusal)
         if refusal.reason == "lease not found":
-            self._node.session.created = 0
+            self._node.lose_session()
             return 0.0
         if refusal.reason == "permission denied" and self.tenure is not None:
             self._bar(refusal, _SERVE)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Final
+from typing import Final, NamedTuple
 
 from coordjournal.authority.settings import Settings
 from coordjournal.authority.wire import Keys, NodeValue, Role, decode_head, encode_node
@@ -45,6 +45,13 @@ _OUTCOME_SECONDS: Final = 600
 _OUTCOME_ROLL_SECONDS: Final = 200.0  # an outcome lives at least the difference
 
 logger = logging.getLogger(__name__)
+
+
+class Presence(NamedTuple):
+    """A session as it stands: its lease, and the create-revision of its key."""
+
+    lease: int
+    created: int
 
 
 class Node:
@@ -150,6 +157,21 @@ class Node:
                     raise told(error, "etcd gives this process no session") from error
                 logger.info("session %s is open", self.session.id)
 
+    def presence(self) -> Presence:
+        """Return what this process's keys are put with, and guarded by; opens the session if there is none.
+
+        Taken together: while another thread opens it anew there is neither, and a guard that compares with no
+        create-revision passes where the session is gone. Raises `Unavailable`.
+        """
+        with self.lock:
+            self.ensure_session()
+            return Presence(self.session.lease, self.session.created)
+
+    def lose_session(self) -> None:
+        """Have the session opened anew when it is needed next."""
+        with self.lock:
+            self.session.created = 0
+
     def renew(self) -> bool:
         """Renew the session; false if it is lost. Raises `Unanswered` and `Refused`."""
         with self.lock:
@@ -163,7 +185,7 @@ class Node:
         with self.lock:
             found = one(self.get(Get(self.keys.node(self.id)))[0])
             if found is None or found.create_revision != self.session.created:
-                self.session.created = 0
+                self.lose_session()
 
     def outcome_lease(self) -> int:
         """Return the lease that outcomes are put with. Raises `Unanswered` and `Refused`."""

@@ -99,12 +99,13 @@ class Intent(NamedTuple):
 
 
 def campaign(node: Node, space: str) -> Election:
-    """Take the space if nobody holds it. Raises `Unanswered`: then ask again, it may have been won."""
+    """Take the space if nobody holds it. Raises `Unanswered`: then ask again, it may have been won; `Unavailable`."""
     keys = node.keys
     holder, head, successor = Get(keys.holder(space)), Get(keys.head(space)), Get(keys.successor(space))
-    put = Put(keys.holder(space), node.id.encode(), node.session.lease)
+    lease, created = node.presence()
+    put = Put(keys.holder(space), node.id.encode(), lease)
     free = Compare(keys.holder(space), "version", 0)
-    present = Compare(keys.node(node.id), "create_revision", node.session.created)
+    present = Compare(keys.node(node.id), "create_revision", created)
     unclaimed = Compare(keys.successor(space), "version", 0)
     done = node.txn([free, present, unclaimed], [put, head], [holder, head, successor])
     if done.succeeded:
@@ -117,7 +118,7 @@ def campaign(node: Node, space: str) -> Election:
         found = one(done.found[0])
     current = one(done.found[1])
     if found is not None and found.value == node.id.encode():
-        if found.lease == node.session.lease:
+        if found.lease == lease:
             return Election(found.create_revision, node.id, current)  # won, and the answer was lost
         mine = Compare(keys.holder(space), "mod_revision", found.mod_revision)
         node.txn([mine], [Delete(keys.holder(space))])  # of a session that was lost: nobody serves it

@@ -442,6 +442,30 @@ def test_what_is_taken_back_and_cannot_be_swept_goes_with_its_session(world: Han
 # Answers that never came.
 
 
+def test_a_campaign_while_the_session_is_opened_anew_leaves_no_key_without_an_end(world: Hands) -> None:
+    """Simulated, seed 201041: a key without a lease, put while there was no session to compare with."""
+    hand = Hand(world, "a")
+    hand.node.ensure_session()
+    world.server.txn([], [Delete(KEYS.node(hand.node.id))])
+    hand.node.session.lease = hand.node.session.created = 0  # as another thread leaves it meanwhile
+    assert campaign(hand.node, SPACE).created
+    key = world.server.peek(KEYS.holder(SPACE))
+    assert key is not None
+    assert key.lease == hand.node.session.lease != 0
+
+
+def test_what_is_refused_is_told_though_it_waits_again(world: Hands) -> None:
+    """A put unanswered, its settling refused once: the append is in the queue when its reason comes."""
+    hand = Hand(world, "b", role="client")
+    holding(world)
+    hand.fates = [(KEYS.intents, Fate.DROP)]
+    future = hand.submit("k2")
+    hand.steps()
+    hand.member.intake.fail(Unavailable("too many requests"))
+    hand.steps()
+    assert isinstance(future.exception(0), Unavailable | Undecided)
+
+
 def test_a_campaign_whose_answer_is_lost_was_won(world: Hands) -> None:
     hand = Hand(world, "a")
     hand.fates = [(KEYS.holders, Fate.LOSE_ANSWER)]
