@@ -44,6 +44,7 @@ from coordjournal.verification import SpaceWalk
 _MAX_KEYS: Final = 100_000
 _PAGE: Final = 32  # values of up to 1.5 MiB
 _PAUSE_SECONDS: Final = 1.0
+_LOOKS: Final = 8  # at holders: longer than a keeper's round
 _SPACE: Final = b"([a-z0-9][a-z0-9-]{0,62})"
 _SESSION: Final = b"[0-9a-f]{32}"
 _NUMBER: Final = b"[0-9]{12}"
@@ -138,14 +139,25 @@ class Inspection:
 
     def rest(self, space: str | None = None) -> int:
         """Look at every key, or every one that is about one space. Returns how many there are."""
+        looks = 1
+        while (kv := self._orphan(space)) is not None:
+            if looks == _LOOKS:
+                gone = session_of(kv.value)
+                raise fault(kv, f"its holder, session {gone}, is not there", f"`etcdctl del {{key}}`: {_DELETED}")
+            time.sleep(_PAUSE_SECONDS)  # a process whose session `recover` took away opens it anew in its next round
+            looks += 1
+        return sum(self._look(kv, space) for kv in self._all())
+
+    def _orphan(self, space: str | None) -> KeyValue | None:
+        """Return a holder's key whose session is not there."""
         keys = self._etcd.keys
         holders, nodes = self._etcd.get(*(Get(*range_of(part), _MAX_KEYS) for part in (keys.holders, keys.nodes)))
         there = {kv.key.removeprefix(keys.nodes).decode("ascii", "replace") for kv in nodes.kvs}
         for kv in holders.kvs:
             about, session = keys.space_of(keys.holders, kv.key), session_of(kv.value)
             if space in (None, about) and session and session not in there:
-                raise fault(kv, f"its holder, session {session}, is not there", f"`etcdctl del {{key}}`: {_DELETED}")
-        return sum(self._look(kv, space) for kv in self._all())
+                return kv
+        return None
 
     def _all(self) -> Iterator[KeyValue]:
         start, end = range_of(self._etcd.keys.prefix)

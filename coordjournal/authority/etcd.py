@@ -267,8 +267,9 @@ class EtcdAuthority:
             return
         keys = self.node.keys
         for space in {keys.space_of(keys.intents, kv.key) for kv, deleted in changes if not deleted}:
-            if space is not None:  # else the next rescan sweeps it
-                self._waiting_in(space)
+            member = self.members.get(space or "")
+            if space is not None and not (member is not None and member.held_elsewhere):
+                self._waiting_in(space)  # what names no space, the next rescan sweeps
 
     def _waiting_in(self, space: str) -> bool:
         """Note that intents may wait in a space: for its holder, or for one who would be.

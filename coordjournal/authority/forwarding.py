@@ -1,7 +1,7 @@
 """The intents of one process in one space: sent, asked about, withdrawn.
 
-Each method is one step of the protocol and makes at most one request to etcd; `docs/architecture.md`
-says what may happen between each two. Nothing here waits or starts a thread.
+Each method is one step of the protocol, with one transaction that counts; `docs/authority.md` says what may
+happen between each two. Nothing here waits or starts a thread.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from coordjournal.authority.wire import (
 )
 from coordjournal.commit import Outcome, key_reused
 from coordjournal.entry import Append, Appended, Head, Receipt
-from coordjournal.errors import CoordJournalError, Undecided
+from coordjournal.errors import CoordJournalError, Corrupt, NotFound, Undecided
 from coordjournal.etcd import Compare, Delete, Get, KeyValue, Operation, OutOfSpace, Put, Refused
 
 _MAX_SWEPT: Final = 60  # in one of etcd's transactions of 128 operations
@@ -228,8 +228,10 @@ class Forwarding:
             return True
         try:
             stands = self._node.store.load(self._space, item.commit)
-        except CoordJournalError:
+        except (Corrupt, NotFound):
             return self._node.store.patience > 0  # else it is here, since it was synced before it was published
+        except CoordJournalError:
+            return True  # nothing is known against it
         return (stands.key, stands.first, stands.seq, stands.term) == (item.key, item.first, item.seq, item.term)
 
     @staticmethod

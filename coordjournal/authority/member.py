@@ -169,6 +169,11 @@ class Member:
             tenure.let_go()
 
     @property
+    def held_elsewhere(self) -> bool:
+        """Whether another session holds the space, as far as is known: it has the intents that come."""
+        return self._forwarding.holder not in (None, "", self._node.id)
+
+    @property
     def holds(self) -> bool:
         """Whether the space is held, or being taken over."""
         return self.tenure is not None or self._coming is not None

@@ -22,7 +22,7 @@ from coordjournal.errors import (
     NotFound,
     Unavailable,
 )
-from coordjournal.etcd import Change, Watcher
+from coordjournal.etcd import Change, EtcdError, Watcher
 
 _WATCH_HEADS_SECONDS: Final = 60.0  # after the last call of `wait`
 
@@ -121,9 +121,12 @@ class Reading:
         with self._lock:
             watch = self._watches.get(space)
             if watch is None and self._watcher is not None:
-                watch = self._watches[space] = _HeadWatch()
-                key = self._node.keys.head(space)
-                watch.number = self._watcher.add(key, b"", watch.tell)
+                watch = _HeadWatch()
+                try:
+                    watch.number = self._watcher.add(self._node.keys.head(space), b"", watch.tell)
+                except EtcdError as error:
+                    raise Closed("the log was closed; open another one") from error
+                self._watches[space] = watch
         if watch is None:
             raise Closed("the log was closed; open another one")
         watch.used = time.monotonic()

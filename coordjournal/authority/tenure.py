@@ -1,6 +1,6 @@
 """One holder's time with one space: elected, the head taken over, groups published, let go.
 
-Each method is one step of the protocol; `docs/architecture.md` says what may happen between each two.
+Each method is one step of the protocol; `docs/authority.md` says what may happen between each two.
 Nothing here waits or starts a thread.
 """
 

@@ -235,7 +235,10 @@ DELETED: Final = {
 """By kind, as what a deleted value is named; those that are not named hold nothing that is not elsewhere."""
 
 
-def test_what_was_deleted_is_named_where_anything_rests_on_it(attended: Journal) -> None:
+def test_what_was_deleted_is_named_where_anything_rests_on_it(
+    attended: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coordjournal.inspection._PAUSE_SECONDS", 0.001)  # nobody is there to put it back
     for value in attended.truth:
         attended.etcd.txn([], [Delete(attended.keys.prefix + value.key.encode())], timeout=SECONDS)
         fault = attended.fault()

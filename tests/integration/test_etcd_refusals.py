@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 import coordjournal as cj
+from coordjournal import maintenance
+from coordjournal.authority.settings import Settings
+from coordjournal.authority.wire import Keys, range_of
+from coordjournal.etcd import Delete
 from coordjournal.testing.plugin import EtcdAtHand
 from tests.integration.etcd_workers import ACTOR, SPACE, alias_of
 from tests.integration.processes import quick_path
@@ -133,6 +138,15 @@ def test_a_branch_that_parted_from_what_is_published(site: Site) -> None:
     git(site.repo, "update-ref", f"refs/heads/{SPACE}", other)
     with site.log() as log, pytest.raises(cj.Corrupt, match="recover"):
         append(log)
+
+
+def test_a_session_that_is_opened_anew_is_no_fault(site: Site) -> None:
+    """`recover` takes the sessions' keys away; their processes notice in their next round."""
+    settings = Settings(site.etcd, prefix=site.prefix)
+    with site.log() as log, closing(settings.client()) as etcd:
+        assert append(log, "held").via == "local"
+        etcd.txn([], [Delete(*range_of(Keys(site.prefix).nodes))], timeout=10)
+        assert maintenance.verify_with(site.repo, settings).spaces
 
 
 def test_a_journal_without_etcd_cannot_be_served(quick_path: Path) -> None:

@@ -401,6 +401,11 @@ def test_a_submitter_can_end_anothers_session_and_nothing_is_lost_by_it(site: Si
             attacker.txn([], [Put(KEYS.intents + b"ended/nonsense", b"x")], timeout=SECONDS)
             attacker.txn([], [Put(KEYS.intent("ended", "0" * 32, 1), b"nonsense")], timeout=SECONDS)
             assert victim.append("ended", alias("y"), timeout=SECONDS).seq == 2
+            gone = [Delete(kv.key) for kv in attacker.get(Get(*range_of(KEYS.nodes)), timeout=SECONDS)[1].kvs]
+            assert len(gone) == 2
+            attacker.txn([], gone, timeout=SECONDS)
+            assert victim.append("ended", alias("z"), timeout=SECONDS).seq == 3
+            assert holder.append("ended", alias("zz"), timeout=SECONDS).seq == 4
             assert until(lambda: not intents_of(site, "ended")), "nonsense is swept"
 
 

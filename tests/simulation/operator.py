@@ -173,6 +173,11 @@ class Operator:
             if truth.seq > max(here.store.head(space).seq, value.seq if value is not None else 0):
                 recover_heads(here, etcd, space, to=truth.commit)  # the notes of `recover` name it
         done = recover_heads(here, etcd)
+        if done.wrong:  # branch and published head have parted: receipts were given for what the branch holds
+            for space in world.spaces:
+                if (branch := here.store.head(space)).seq:
+                    recover_heads(here, etcd, space, to=branch.commit, accept_loss=True)
+            done = recover_heads(here, etcd)
         if done.wrong:
             raise OperatorNeeded("; ".join(done.wrong), here.where, "look at it")
 

@@ -28,7 +28,7 @@ from coordjournal.errors import (
 from coordjournal.etcd import Compare, Delete, Put
 from coordjournal.log import DecisionLog
 from tests.simulation.byhand import SPACE, Hand, Hands
-from tests.simulation.model import Fate
+from tests.simulation.model import Fate, Request
 from tests.simulation.process import KEYS
 from tests.simulation.store import SimulatedStore
 from tests.simulation.workload import ACTOR, AT
@@ -626,6 +626,28 @@ def test_who_handed_over_comes_again_at_once_when_its_successor_has_left(world: 
     tell_outcomes(holder)
     assert took.created
     assert holder.append("k2").seq == 2, "though no time has passed"
+
+
+def test_a_standby_leaves_what_is_forwarded_to_the_holder(world: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
+    holder, standby, client = holding(world), Hand(world, "s", role="holder"), Hand(world, "c", role="client")
+    campaigns: list[Request] = []
+
+    def decide(kind: str, description: Request) -> Fate:
+        if kind == "txn" and any(isinstance(o, Put) and o.key == KEYS.holder(SPACE) for o in description.arguments[1]):  # type: ignore[attr-defined]
+            campaigns.append(description)
+        return Fate.DELIVER
+
+    monkeypatch.setattr(standby, "decide", decide)
+    for number in range(6):
+        client.forward(f"c{number}")
+        tell_outcomes(standby)
+        standby.steps()
+        holder.member.hint_intents()
+        holder.steps()
+        pass_by(client, 1.0)
+        client.steps()
+    assert len(world.keys()) == 7
+    assert len(campaigns) == 1, "to learn who holds it"
 
 
 # Watches.
