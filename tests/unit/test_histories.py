@@ -400,6 +400,28 @@ def test_a_refusal_that_etcd_has_forgotten_is_another_one_after_what_its_caller_
     assert check(story.over()) == []
 
 
+@pytest.mark.parametrize("shown", [False, True])
+def test_what_etcd_forgot_may_have_been_read_unless_the_branch_showed_it(shown: bool) -> None:
+    """A schedule found it: published, read, and gone with a wiped etcd before the branch was moved."""
+    story = begun()
+    backup = [event for event in story.events if isinstance(event, Revision)]
+    second = story.ask("second")
+    story.publish(second)
+    if shown:
+        story.see_branch()
+    story.read()
+    story.read(what="state")
+    story.set_back(backup)
+    del story.log[-1:]
+    story.tell(second, cj.Undecided("etcd forgot it"))
+    third = story.ask("third")
+    story.publish(third)
+    story.acknowledge(third)
+    found = check(story.over())
+    rules = {finding.rule for finding in found}
+    assert ("reads" in rules) if shown else rules == set(), found
+
+
 def test_an_operator_sweeps_intents_and_a_full_etcd_lets_its_session_take_one_back() -> None:
     story = begun()
     story.harm("operator", phase="begin")

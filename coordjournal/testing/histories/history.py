@@ -222,6 +222,16 @@ class Space:
         """Every head that was put, in the order of etcd."""
         return self._history.published.get(self.name, [])
 
+    def forgotten(self, at: float) -> Iterator[list[Logged]]:
+        """Yield the logs that etcd published before a time, and forgot later, with what the branch never showed."""
+        shown = {sample.commit for sample in self.branch}
+        for put in self.heads:
+            over = any(era.era > put.revision.era and era.at > at for era in self._history.eras)
+            if over and put.revision.at <= at and put.value.commit not in self.log.place:
+                found = self.log.between("", put.value.commit)
+                if found is not None and found[-1].commit not in shown:
+                    yield found
+
     def is_head(self, commit: str) -> bool:
         """Whether an append of the log was a head by itself, published or embedded."""
         return self.log.place.get(commit) in self._shown

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import inf
 
 from coordjournal.commit import check_room
@@ -124,7 +124,8 @@ def reads(history: History) -> Iterator[Finding]:
     """Each read is a prefix of the log that was published, and holds what its consistency promises.
 
     Linearizable ones hold all that anybody knew to be published before they began; if etcd was set back, what
-    was published there since. Session ones hold what their own log was told.
+    was published there since. Session ones hold what their own log was told. What etcd published, forgot when it
+    was set back, and the branch never showed, may have been read until then.
     """
     for space in history.spaces:
         own = _Own(space)
@@ -142,6 +143,8 @@ def _not_there(space: Space, read: Reading) -> str:
     told = read.told
     assert told is not None
     if not read.saw:
+        return ""
+    if any(log[-1].seq == told.seq and told.commit in ("", log[-1].commit) for log in space.forgotten(told.at)):
         return ""
     if not space.log.holds(told.commit, told.seq):
         return f"no append of the log ends there, or not as commit {told.commit}"
@@ -197,7 +200,7 @@ def contents(history: History) -> Iterator[Finding]:
                 continue
             if read.asked.what == "state":
                 states[place].append((read.asked, read.told))
-            elif read.told.digest != _digest_of_entries(space, read.asked.after, place):
+            elif read.told.digest not in _digests_of_entries(space, read, place):
                 words = (
                     f"{read.asked.op} read other entries than the log has from {read.asked.after} to {read.told.seq}"
                 )
@@ -208,16 +211,33 @@ def contents(history: History) -> Iterator[Finding]:
             if place in states:
                 digest = state_digest(state)
                 for asked, told in states[place]:
-                    if told.digest != digest:
+                    if told.digest != digest and told.digest not in _forgotten_states(space, told):
                         words = f"{asked.op} read a state at entry {told.seq} that is not the fold of the log up to it"
                         yield Finding("storage", space.name, words)
 
 
-def _digest_of_entries(space: Space, after: int, place: int) -> str:
+def _digests_of_entries(space: Space, read: Reading, place: int) -> Iterator[str]:
+    """Yield the digests of the entries that a read may have found: the log's, and what etcd forgot since."""
+    told, after = read.told, read.asked.after
+    assert told is not None
+    yield _digest_of_entries(space.log.appends[bisect_right(space.log.seqs, after) : place], after)
+    for log in space.forgotten(told.at):
+        if log[-1].seq == told.seq:
+            yield _digest_of_entries(log, after)
+
+
+def _digest_of_entries(appends: Sequence[Logged], after: int) -> str:
     entries = [
         Entry(entry.seq, entry.key, entry.at, entry.actor, entry.event, item.commit, item.term)
-        for item in space.log.appends[bisect_right(space.log.seqs, after) : place]
+        for item in appends
         for entry in _stored(item)
         if entry.seq > after
     ]
     return entries_digest(encode_entries(entries))
+
+
+def _forgotten_states(space: Space, told: ReadReturned) -> Iterator[str]:
+    """Yield the digests of the states of that seq which etcd forgot since."""
+    for log in space.forgotten(told.at):
+        if log[-1].seq == told.seq:
+            yield state_digest(fold(entry for item in log for entry in _stored(item)))
