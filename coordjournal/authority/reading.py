@@ -40,7 +40,7 @@ class Reading:
         self._confirmed: dict[str, tuple[int, float]] = {}  # which seq was the head, and when that was asked
         self._watcher: Watcher | None = None
         self._watches: dict[str, _HeadWatch] = {}
-        self._lock = threading.Lock()  # around the watches
+        self._lock = threading.Lock()  # around all of these, not while anything is asked
 
     def head(self, space: str, seconds: float, consistency: Consistency, after: int) -> Head:
         """Return a head that holds what `consistency` says, and entry `after`, as `Authority.head`."""
@@ -67,15 +67,16 @@ class Reading:
             self._saw(space, done.result().seq)
 
     def _saw(self, space: str, seq: int) -> None:
-        if seq > self._seen.get(space, 0):
-            self._seen[space] = seq
+        with self._lock:  # many threads read at a time, and what was seen never falls
+            self._seen[space] = max(seq, self._seen.get(space, 0))
 
     def _published(self, space: str, seconds: float) -> Head:
         asked = self._node.clock()
         head = self._read_published(space, seconds)
         self._saw(space, head.seq)
-        if head.seq >= self._confirmed.get(space, (0, 0.0))[0]:
-            self._confirmed[space] = head.seq, asked
+        with self._lock:
+            if head.seq >= self._confirmed.get(space, (0, 0.0))[0]:
+                self._confirmed[space] = head.seq, asked
         return head
 
     def _read_published(self, space: str, seconds: float) -> Head:
