@@ -17,7 +17,7 @@ from coordjournal.authority.intake import Intake
 from coordjournal.authority.lane import AppendFuture, Pulse
 from coordjournal.authority.node import GRANT, Node, told
 from coordjournal.authority.tenure import Parted, Proposal, Tenure, Verdict, campaign
-from coordjournal.entry import Append, Receipt
+from coordjournal.entry import Append, Head, Receipt
 from coordjournal.errors import CoordJournalError, MissingObjects, OperatorNeeded, Unavailable
 from coordjournal.etcd import EtcdError, Refused, Unanswered
 from coordjournal.store import HeadMoved
@@ -496,7 +496,7 @@ class Member:
             if overtaken:
                 logger.info("space %s: another one held it before it was taken over", self.space)
             else:
-                self._cannot_take_over(error)
+                self._cannot_take_over(error, tenure.head)
             return pause
         finally:
             self._coming = None
@@ -510,9 +510,11 @@ class Member:
         logger.info("space %s: held from entry %d on, term %d", self.space, tenure.head.seq, tenure.term)
         return 0.0
 
-    def _cannot_take_over(self, error: Exception) -> None:
+    def _cannot_take_over(self, error: Exception, head: Head) -> None:
         now = self._node.clock()
         if isinstance(error, MissingObjects):  # a directory cache may hide them for a while
+            if self._node.store.has(self.space, head):
+                return  # it did until now
             self._missing_since = now if self._missing_since is None else self._missing_since
             if now - self._missing_since < self._node.store.patience:
                 logger.info("space %s: %s; looking again", self.space, error)

@@ -42,7 +42,7 @@ from tests.chaos import faults
 from tests.chaos.faults import Ongoing
 from tests.chaos.proxy import Proxies
 from tests.chaos.slots import Slot
-from tests.chaos.watching import BranchWatch, Gateway, NoAnswer, Watching
+from tests.chaos.watching import BranchWatch, Gateway, LockWatch, NoAnswer, Watching
 from tests.chaos.worker import PREFIX, Config, tracebacks
 from tests.support import CHECKOUT
 
@@ -167,7 +167,7 @@ class Chaos:
         )
         self._slots = [Slot(number, config, self._write, proxies, etcd.endpoints) for number in range(settings.workers)]
         self._stack.callback(self._kill_all)
-        for thread in (self.watching, self._branches):
+        for thread in (self.watching, self._branches, LockWatch(self.repository, settings.spaces, self._write)):
             thread.start()
             self._stack.callback(thread.close)
         for slot in self._slots:

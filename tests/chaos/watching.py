@@ -160,8 +160,6 @@ class BranchWatch(threading.Thread):
         self._gateway = gateway
         self._write = write
         self._over = threading.Event()
-        self._locks: dict[str, tuple[int, int] | None] = {}
-        self._stuck: set[str] = set()
 
     def run(self) -> None:
         while not self._over.wait(_SAMPLE_SECONDS):
@@ -174,11 +172,31 @@ class BranchWatch(threading.Thread):
             for space, commit in shown.items():
                 seq = None if published is None else _seq(published.get(f"heads/{space}"))
                 self._write(BranchSeen(at, space, commit, seq))
-            for space in self._spaces:
-                self._look_for_lock(space)
 
-    def _look_for_lock(self, space: str) -> None:
-        """Note while a lock keeps a branch where it is: one that is there at two looks."""
+    def close(self) -> None:
+        """See no more."""
+        self._over.set()
+        self.join(2 * _ANSWER_SECONDS * 3)
+
+
+class LockWatch(threading.Thread):
+    """Notes while a lock keeps a branch where it is: one that is there at two looks. Nobody it asks can delay it."""
+
+    def __init__(self, repository: Path, spaces: Sequence[str], write: Write) -> None:
+        super().__init__(name="locks", daemon=True)
+        self._repository = repository
+        self._spaces = spaces
+        self._write = write
+        self._over = threading.Event()
+        self._locks: dict[str, tuple[int, int] | None] = {}
+        self._stuck: set[str] = set()
+
+    def run(self) -> None:
+        while not self._over.wait(_SAMPLE_SECONDS):
+            for space in self._spaces:
+                self._look(space)
+
+    def _look(self, space: str) -> None:
         try:
             found = (self._repository / "refs" / "heads" / f"{space}.lock").stat()
             lock = (found.st_ino, found.st_mtime_ns)
@@ -193,7 +211,7 @@ class BranchWatch(threading.Thread):
     def close(self) -> None:
         """See no more."""
         self._over.set()
-        self.join(2 * _ANSWER_SECONDS * 3)
+        self.join(_ANSWER_SECONDS)
 
 
 def read_branch(repository: Path, space: str) -> str:

@@ -809,6 +809,15 @@ def test_a_new_holder_waits_for_objects_that_a_directory_cache_hides(
         assert world.now - began >= 60
 
 
+def test_objects_that_came_into_sight_since_they_were_looked_for_are_not_missing(world: Hands) -> None:
+    """Simulated, seed 216982: between the look and the word the key's deletion had taken three seconds."""
+    holding(world)
+    late = Hand(world, "b")
+    future = late.submit("k2")
+    late.member._cannot_take_over(MissingObjects("they are not here", "space wiki", "look again"), world.head)
+    assert not future.done()
+
+
 def test_what_was_hidden_long_ago_is_waited_for_anew(world: Hands) -> None:
     old, new = holding(world), Hand(world, "b")
     world.disk.hidden_seconds = 5.0
