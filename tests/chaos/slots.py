@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import signal
 import threading
@@ -73,7 +74,7 @@ class Slot:
         """Have all of the worker stand still."""
         if self.child is not None:
             self.stopped = True
-            self.child.kill(signal.SIGSTOP)
+            os.kill(self.child.pid, signal.SIGSTOP)  # not waited for: it may be dying, or be deep in a slow disk
 
     def resume(self) -> None:
         """Let the worker go on, if there is still one."""
